@@ -1,0 +1,224 @@
+"""The certificate file ``model.cert.json``: written from a verdict, and never believed.
+
+Verification proves everything again; a certificate only fails it, when its digests do not match the files or when it
+claims less than what is proven now. Stated numbers carry 1e-9 relative head-room, because proofs differ in their last
+digits between machines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lipdeploy.errors import InputError, IntegrityError
+from lipdeploy.verify.atomic import write_atomically
+from lipdeploy.verify.rounding import decimal_up, mul_up, up
+from lipdeploy.verify.verdict import ErrorBound, Verdict
+
+SCHEMA = "lipdeploy/certificate/v1"
+HEAD_ROOM = up(1.0 + 1e-9)
+Document = dict[str, Any]
+
+KEYS: Mapping[str, frozenset[str]] = {
+    "": frozenset({"schema", "model", "ops", "statement", "nodes", "assumptions", "verifier"}),
+    "model": frozenset({"file_sha256", "semantic_sha256", "external"}),
+    "statement": frozenset(
+        {"norm", "output", "lipschitz_bound", "lipschitz_bound_hex", "pairwise", "numeric_error"}
+    ),
+    "verifier": frozenset({"version", "time"}),
+}
+NODE_KEYS = frozenset({"name", "op", "gain", "bound_after", "rule", "hints"})
+ERROR_KEYS = frozenset({"c0", "c1", "x_max"})
+
+
+def certificate_path(model: str | os.PathLike[str]) -> Path:
+    """Where the certificate of a model file lies: beside it, same stem."""
+    return Path(model).with_suffix(".cert.json")
+
+
+def stated(value: float) -> float:
+    """A proven number with head-room."""
+    return mul_up(value, HEAD_ROOM) if math.isfinite(value) else value
+
+
+def document(verdict: Verdict, version: str) -> Document:
+    """The certificate of a verified (or exceeded) verdict."""
+    if verdict.lipschitz_bound is None or verdict.output is None:
+        raise InputError(f"{verdict.path}: nothing was proven, so there is nothing to certify")
+    bound = stated(verdict.lipschitz_bound.value)
+    pairwise = None if verdict.pairwise is None else [[stated(float(v)) for v in row] for row in verdict.pairwise]
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "file_sha256": verdict.file_sha256,
+            "semantic_sha256": verdict.semantic_sha256,
+            "external": dict(sorted(verdict.external_sha256.items())),
+        },
+        "ops": dict(sorted(verdict.operators.items())),
+        "statement": {
+            "norm": verdict.norm,
+            "output": verdict.output.name,
+            "lipschitz_bound": decimal_up(bound, 17),
+            "lipschitz_bound_hex": bound.hex(),
+            "pairwise": pairwise,
+            "numeric_error": {mode: _error(error) for mode, error in sorted(verdict.numeric_error.items())},
+        },
+        "nodes": [
+            {
+                "name": node.name,
+                "op": node.op,
+                "gain": stated(node.gain.value) if node.gain.is_finite else None,
+                "bound_after": stated(node.bound_after.value) if node.bound_after.is_finite else None,
+                "rule": node.rule,
+                "hints": {},
+            }
+            for node in verdict.nodes
+        ],
+        "assumptions": list(verdict.assumptions),
+        "verifier": {"version": version, "time": _time()},
+    }
+
+
+def _error(error: ErrorBound | None) -> dict[str, float | None] | None:
+    if error is None:
+        return None
+    x_max = error.x_max / HEAD_ROOM if math.isfinite(error.x_max) else None
+    return {"c0": stated(error.c0), "c1": stated(error.c1), "x_max": x_max}
+
+
+def _time() -> str | None:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        return None
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def dumps(content: Document) -> str:
+    """The certificate's text: deterministic, one key per line."""
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
+    """Write the certificate of ``verdict`` (temporary file, then rename)."""
+    write_atomically(Path(path), dumps(document(verdict, version)).encode())
+
+
+def read(path: Path) -> Document:
+    """Parse a certificate strictly: known keys only, none twice. Raises ``IntegrityError``."""
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
+    _check_shape(path, content)
+    return content  # type: ignore[no-any-return]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"duplicate key '{next(key for key in keys if keys.count(key) > 1)}'")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_shape(path: Path, content: Any) -> None:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise IntegrityError(f"{path}: not a certificate of schema {SCHEMA}", hint="write it again")
+    parts = [("", content), *((key, content.get(key)) for key in ("model", "statement", "verifier"))]
+    for name, part in parts:
+        if not isinstance(part, dict) or set(part) != KEYS[name]:
+            found = sorted(set(part) ^ KEYS[name]) if isinstance(part, dict) else []
+            raise IntegrityError(f"{path}: unknown or missing keys in '{name or 'certificate'}': {found}")
+    nodes = content["nodes"]
+    if not isinstance(nodes, list) or any(not isinstance(n, dict) or set(n) != NODE_KEYS for n in nodes):
+        raise IntegrityError(f"{path}: 'nodes' is not a list of nodes with keys {sorted(NODE_KEYS)}")
+
+
+def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdict]) -> None:
+    """Compare a certificate with what is proven now. Raises ``IntegrityError`` at the first contradiction.
+
+    ``verdict_in(norm, output)`` verifies the same bytes for the certificate's own statement.
+    """
+    statement = content["statement"]
+    now = verdict_in(str(statement["norm"]), str(statement["output"]))
+    expected = document(now, "")
+    for key in ("file_sha256", "external"):
+        if content["model"][key] != expected["model"][key]:
+            raise IntegrityError(
+                f"{path}: the certificate is about other bytes ({key} differs)",
+                hint="the model was changed after it was certified; export or certify it again",
+            )
+    if content["ops"] != expected["ops"]:
+        raise IntegrityError(f"{path}: states operators {content['ops']}, the model uses {expected['ops']}")
+    for name, claimed, proven in _claims(path, content, now):
+        if not claimed >= proven:
+            raise IntegrityError(
+                f"{path}: claims {name} ≤ {float(claimed):.9g}, but only {proven:.9g} is proven",
+                hint="the certificate was edited, or made by another verifier; write it again",
+            )
+
+
+def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, Fraction | float, float]]:
+    """(name, what the certificate claims, what is proven) for every number it states."""
+    statement = content["statement"]
+    assert now.lipschitz_bound is not None
+    bound = now.lipschitz_bound.value
+    try:
+        yield "lipschitz_bound", Fraction(Decimal(statement["lipschitz_bound"])), bound
+        yield "lipschitz_bound_hex", float.fromhex(statement["lipschitz_bound_hex"]), bound
+        yield from _pair_claims(statement["pairwise"], now)
+        yield from _error_claims(statement["numeric_error"], now)
+        if [node["name"] for node in content["nodes"]] != [node.name for node in now.nodes]:
+            raise ValueError("the list of nodes differs")
+        for claimed, node in zip(content["nodes"], now.nodes, strict=True):
+            for key, proven in (("gain", node.gain), ("bound_after", node.bound_after)):
+                yield f"{key} of '{node.name}'", _number(claimed[key]), proven.value
+    except (TypeError, ValueError, KeyError, InvalidOperation) as error:
+        raise IntegrityError(f"{path}: malformed statement: {error}", hint="write it again") from error
+
+
+def _pair_claims(pairwise: Any, now: Verdict) -> Iterator[tuple[str, float, float]]:
+    if (pairwise is None) != (now.pairwise is None):
+        raise ValueError("pairwise bounds do not belong to this output")
+    if pairwise is None or now.pairwise is None:
+        return
+    if [len(row) for row in pairwise] != [len(now.pairwise)] * len(now.pairwise):
+        raise ValueError("pairwise is not a square matrix of the classes")
+    for i, row in enumerate(pairwise):
+        for j, claimed in enumerate(row):
+            yield f"pairwise[{i}][{j}]", _number(claimed), float(now.pairwise[i, j])
+
+
+def _error_claims(errors: Any, now: Verdict) -> Iterator[tuple[str, float, float]]:
+    if set(errors) != set(now.numeric_error):
+        raise ValueError("numeric_error does not list the programs")
+    for mode, claimed in errors.items():
+        proven = now.numeric_error[mode]
+        if claimed is None:
+            continue
+        if proven is None or set(claimed) != ERROR_KEYS:
+            raise ValueError(f"numeric_error of {mode} is not proven, or has other keys")
+        yield f"c0 of {mode}", _number(claimed["c0"]), proven.c0
+        yield f"c1 of {mode}", _number(claimed["c1"]), proven.c1
+        yield f"1/x_max of {mode}", 1.0 / _number(claimed["x_max"]), 1.0 / proven.x_max
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+

@@ -1,0 +1,95 @@
+"""Model-local functions: what runs in place of an operator when our library is not there.
+
+A function in the lipdeploy domain must be, byte for byte, the body that ``lipdeploy.ops`` generates for this file.
+Any other function is judged by its inlined body; one that could shadow an operator is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onnx import FunctionProto, ModelProto
+from onnx.inliner import inline_selected_functions
+
+from lipdeploy.errors import Refusal, Refused
+from lipdeploy.ops import DOMAIN, OPERATORS, VERSION, function_bodies
+
+SHADOWED_PREFIXES = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch", "ai.onnx.ml")
+
+
+def inlined(proto: ModelProto) -> ModelProto:
+    """The model with every foreign function inlined; refuses functions that shadow operators or recurse."""
+    for function in proto.functions:
+        _refuse_shadowing(function)
+    _refuse_duplicates(proto.functions)
+    foreign = [function for function in proto.functions if function.domain != DOMAIN]
+    if not foreign:
+        return proto
+    _refuse_recursion(foreign)
+    _refuse_other_opsets(proto, foreign)
+    return inline_selected_functions(proto, [(f.domain, f.name) for f in foreign])
+
+
+def check_bodies(proto: ModelProto, element_types: Iterable[int]) -> None:
+    """Refuse (LIP007) a lipdeploy function that is not, byte for byte, the generated one."""
+    stated = {function.name: function for function in proto.functions if function.domain == DOMAIN}
+    if not stated:
+        return
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    if versions.get(DOMAIN) != VERSION:
+        raise _refused("LIP020", DOMAIN, f"opset import of '{DOMAIN}' is {versions.get(DOMAIN)}, known is {VERSION}")
+    opset = versions.get("", versions.get("ai.onnx", 0))
+    expected = {body.name: body for body in function_bodies(proto.graph, sorted(set(element_types)), opset)}
+    for name, function in stated.items():
+        if name not in OPERATORS:
+            raise _refused("LIP007", name, f"'{DOMAIN}' has no operator of this name")
+        if name not in expected:
+            raise _refused("LIP007", name, "a function body for an operator that the graph does not use")
+        if _bytes(function) != _bytes(expected[name]):
+            raise _refused("LIP007", name, "the function's body differs from the operator's own")
+
+
+def _bytes(function: FunctionProto) -> bytes:
+    return function.SerializeToString(deterministic=True)
+
+
+def _refuse_shadowing(function: FunctionProto) -> None:
+    standard = not function.domain or function.domain.startswith(SHADOWED_PREFIXES)
+    if standard:
+        raise _refused("LIP008", function.name, f"is defined in the domain '{function.domain or 'ai.onnx'}'")
+    if getattr(function, "overload", ""):
+        raise _refused("LIP008", function.name, f"is an overload ('{function.overload}')")
+
+
+def _refuse_duplicates(functions: Iterable[FunctionProto]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for function in functions:
+        key = function.domain, function.name
+        if key in seen:
+            raise _refused("LIP008", function.name, "is defined twice")
+        seen.add(key)
+
+
+def _refuse_recursion(functions: list[FunctionProto]) -> None:
+    called = {(f.domain, f.name): {(n.domain, n.op_type) for n in f.node} for f in functions}
+    for start in called:
+        reached, frontier = set[tuple[str, str]](), {start}
+        while frontier:
+            frontier = {target for f in frontier for target in called.get(f, ()) if target in called} - reached
+            reached |= frontier
+        if start in reached:
+            raise _refused("LIP008", start[1], "calls itself")
+
+
+def _refuse_other_opsets(proto: ModelProto, functions: list[FunctionProto]) -> None:
+    model = {entry.domain: entry.version for entry in proto.opset_import}
+    for function in functions:
+        for entry in function.opset_import:
+            if model.get(entry.domain, entry.version) != entry.version:
+                raise _refused("LIP020", function.name, f"uses another version of '{entry.domain}' than the model")
+
+
+def _refused(code: str, name: str, message: str) -> Refused:
+    return Refused([Refusal(code, name, "function", message)])
+
+

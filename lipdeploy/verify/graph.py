@@ -1,0 +1,265 @@
+"""The verifier's own view of a model: nodes with checked attributes, constants as exact arrays, nothing implied.
+
+Shapes that a file states about its inside (``value_info``) are not read: every rule computes its output's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+
+from lipdeploy.errors import Refusal, Refused
+from lipdeploy.verify.norms import Norm, PerNorm
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+OPSETS = range(13, 24)
+FLOATS: Mapping[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.DOUBLE: np.dtype(np.float64),
+}
+T = TypeVar("T")
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A tensor that depends on the input.
+
+    ``shape`` is per sample: the batch axis, always axis 0, is left out. ``lipschitz[q]`` bounds
+    ‖h(x) − h(y)‖_q / ‖x − y‖_p, ``at_zero[q]`` bounds ‖h(0)‖_q.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    lipschitz: PerNorm
+    at_zero: PerNorm
+
+    @property
+    def size(self) -> int:
+        """Entries per sample."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that the file fixes. Integer tensors that describe shapes may hold ``BATCH`` (dtype object)."""
+
+    name: str
+    array: Numbers
+
+    def float64(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The stored numbers, widened exactly."""
+        return self.array.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Unproven:
+    """A tensor about which nothing could be proven, and why."""
+
+    name: str
+    refusals: tuple[Refusal, ...]
+
+
+Value = Flow | Constant | Unproven
+
+
+class _Batch:
+    """The one unknown size: the number of samples."""
+
+    def __repr__(self) -> str:
+        return "BATCH"
+
+
+BATCH = _Batch()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node, as a rule sees it."""
+
+    name: str
+    op: str
+    domain: str
+    version: int
+    attributes: Mapping[str, AttributeProto]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    inputs: tuple[Value | None, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    producer: Callable[[str], Call | None] = field(default=lambda name: None, repr=False, compare=False)
+
+    def refuse(self, code: str, message: str, hint: str = "") -> Refused:
+        """The exception that refuses this node."""
+        return Refused([Refusal(code, self.name, self.op, message, hint)])
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """An integer attribute; refused when it is missing and has no default."""
+        return int(self._attribute(name, AttributeProto.INT, lambda a: a.i, default))
+
+    def real(self, name: str, default: float | None = None) -> float:
+        """A float attribute (a float32 number, widened exactly); refused when it is not finite."""
+        value = float(self._attribute(name, AttributeProto.FLOAT, lambda a: a.f, default))
+        if not np.isfinite(value):
+            raise self.refuse("LIP003", f"attribute '{name}' is {value}")
+        return value
+
+    def integers(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+        """A list of integers."""
+        return tuple(self._attribute(name, AttributeProto.INTS, lambda a: tuple(a.ints), default))
+
+    def string(self, name: str, default: str) -> str:
+        """A string attribute."""
+        return self._attribute(name, AttributeProto.STRING, lambda a: a.s.decode("utf-8", "replace"), default)
+
+    def _attribute(self, name: str, kind: int, read: Callable[[AttributeProto], T], default: T | None) -> T:
+        attribute = self.attributes.get(name)
+        if attribute is None:
+            if default is None:
+                raise self.refuse("LIP002", f"attribute '{name}' is missing")
+            return default
+        if attribute.type != kind:
+            raise self.refuse("LIP013", f"attribute '{name}' has the wrong type")
+        return read(attribute)
+
+    def flow(self, index: int = 0) -> Flow:
+        """Input ``index``, which must depend on the graph's input."""
+        value = self.optional(index)
+        if not isinstance(value, Flow):
+            raise self.refuse("LIP002", f"input {index} must be an activation, not a constant")
+        return value
+
+    def constant(self, index: int) -> Constant | None:
+        """Input ``index``, which must be constant (or absent: ``None``)."""
+        value = self.optional(index)
+        if isinstance(value, Flow):
+            raise self.refuse("LIP004", f"input {index} ('{value.name}') depends on the input, a constant is needed")
+        return value
+
+    def required_constant(self, index: int) -> Constant:
+        """Input ``index``, which must be a constant and present."""
+        value = self.constant(index)
+        if value is None:
+            raise self.refuse("LIP002", f"input {index} is missing")
+        return value
+
+    def optional(self, index: int) -> Flow | Constant | None:
+        """Input ``index`` or ``None``; raises the refusals of an unproven one."""
+        value = self.inputs[index] if index < len(self.inputs) else None
+        if isinstance(value, Unproven):
+            raise Refused(value.refusals)
+        return value
+
+    def flows(self) -> tuple[Flow, ...]:
+        """All inputs that depend on the graph's input."""
+        present = (self.optional(index) for index in range(len(self.inputs)))
+        return tuple(value for value in present if isinstance(value, Flow))
+
+    def axis(self, name: str, default: int | None, rank: int) -> int:
+        """An axis attribute, counted from 0 over batch and sample axes (``rank`` of the whole tensor)."""
+        return self.resolve_axis(self.integer(name, default), rank)
+
+    def resolve_axis(self, axis: int, rank: int) -> int:
+        """``axis`` counted from 0; refused outside −rank … rank − 1."""
+        if not -rank <= axis < rank:
+            raise self.refuse("LIP013", f"axis {axis} is outside a tensor of rank {rank}")
+        return axis % rank
+
+    def with_inputs(self, inputs: Sequence[Value | None]) -> Call:
+        """The same node with its inputs' values."""
+        return replace(self, inputs=tuple(inputs))
+
+
+def read_constant(tensor: TensorProto) -> Constant:
+    """A stored tensor as an exact array; refused (LIP003) when a float in it is not finite."""
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as error:  # onnx raises many types here; none of them is a verdict
+        message = f"the stored tensor is malformed: {error}"
+        raise Refused([Refusal("LIP013", tensor.name, "initializer", message)]) from error
+    if array.dtype.kind not in "fiubO" and array.dtype.name != "bfloat16":
+        message = f"element type {array.dtype} is not supported"
+        raise Refused([Refusal("LIP021", tensor.name, "initializer", message)])
+    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    if floating and not np.all(np.isfinite(array.astype(np.float64))):
+        count = int(np.size(array) - np.count_nonzero(np.isfinite(array.astype(np.float64))))
+        message = f"{count} of {array.size} stored numbers are NaN or infinite"
+        raise Refused([Refusal("LIP003", tensor.name, "initializer", message)])
+    return Constant(tensor.name, array)
+
+
+def calls(graph: GraphProto, opsets: Mapping[str, int], norms: tuple[Norm, ...]) -> list[Call]:
+    """The graph's nodes in their order, each with a name of its own; refuses what is not a plain SSA graph."""
+    defined = _stored_names(graph)
+    listed: list[Call] = []
+    producers: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        call = _call(node, index, opsets, norms)
+        for name in filter(None, call.input_names):
+            if name not in defined:
+                raise call.refuse("LIP013", f"input '{name}' is not defined before it is used")
+        for name in filter(None, call.output_names):
+            if name in defined:
+                raise call.refuse("LIP013", f"'{name}' is defined twice")
+            defined.add(name)
+            producers[name] = index
+        listed.append(call)
+
+    def producer(name: str) -> Call | None:
+        return listed[producers[name]] if name in producers else None
+
+    listed[:] = [replace(call, producer=producer) for call in listed]
+    return listed
+
+
+def _stored_names(graph: GraphProto) -> set[str]:
+    names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
+    doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if doubled:
+        message = "is both an input and an initializer, or stored twice: a caller could replace a verified weight"
+        raise Refused([Refusal("LIP013", doubled[0], "", message)])
+    if graph.sparse_initializer:
+        raise Refused([Refusal("LIP013", graph.sparse_initializer[0].values.name, "", "sparse initializer")])
+    return set(names)
+
+
+def _call(node: NodeProto, index: int, opsets: Mapping[str, int], norms: tuple[Norm, ...]) -> Call:
+    domain = "" if node.domain in STANDARD_DOMAINS else node.domain
+    call = Call(
+        name=node.name or f"#{index}",
+        op=node.op_type,
+        domain=domain,
+        version=opsets.get(domain, 0),
+        attributes={attribute.name: attribute for attribute in node.attribute},
+        input_names=tuple(node.input),
+        output_names=tuple(node.output),
+        norms=norms,
+    )
+    if len(call.attributes) != len(node.attribute):
+        raise call.refuse("LIP013", "an attribute is given twice")
+    if any(attribute.ref_attr_name for attribute in node.attribute):
+        raise call.refuse("LIP013", "an attribute refers to a function's attribute, outside any function")
+    if getattr(node, "overload", ""):
+        raise call.refuse("LIP008", f"calls the overload '{node.overload}'")
+    if domain not in opsets:
+        raise call.refuse("LIP020", f"domain '{domain}' is used without an opset import")
+    return call
+
+
+def opset_versions(proto: onnx.ModelProto) -> dict[str, int]:
+    """Operator-set versions by domain; refuses duplicates and standard versions that the rules do not cover."""
+    versions: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
+        if domain in versions:
+            raise Refused([Refusal("LIP020", "", "", f"operator set '{domain}' is imported twice")])
+        versions[domain] = entry.version
+    if versions.get("") not in OPSETS:
+        message = f"opset {versions.get('')} is outside {OPSETS.start} to {OPSETS.stop - 1}"
+        raise Refused([Refusal("LIP020", "", "", message)])
+    return versions

@@ -1,0 +1,124 @@
+"""Certified radii: the one place where a margin becomes a radius. Everything rounds towards a smaller radius.
+
+With i the served class, e the program's error bound and L_ij the pair constants (design §5):
+
+- ``network``:  r = min_j (y_i − y_j − 2e(x)) / L_ij: the real network keeps class i;
+- ``deployed``: r = min_j (y_i − y_j − 2e(x) − 2c0 − 2c1·‖x‖) / (L_ij + 2c1): the program keeps class i at every
+  representable point of the ball, where it errs too.
+
+One step of ``nextafter`` after each operation is a proof (Lemma R1). The radius is stepped down once more, so that the
+closed ball is covered, and is zero unless the numerator exceeds 2⁻¹⁰⁰⁰ (flush-to-zero cannot fake one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lipdeploy.errors import InputError
+from lipdeploy.verify.norms import Norm, norm_pair
+from lipdeploy.verify.operator_norm.sums import Array, absolute_sums, square_sums
+from lipdeploy.verify.verdict import ErrorBound
+
+GUARANTEES = ("deployed", "network")
+LEAST_NUMERATOR = 2.0**-1000
+
+
+@dataclass(frozen=True)
+class CertifiedRows:
+    """Per row: the class (int64), the margin over the runner-up and the certified radius (float64; 0: none)."""
+
+    label: np.ndarray[Any, np.dtype[np.int64]]
+    margin: Array
+    radius: Array
+
+
+def input_norm_up(x: np.ndarray[Any, Any], norm: str) -> Array:
+    """Upper bounds of the input norm of every row of ``x`` (batch, ...), as float64."""
+    rows = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    kind = norm_pair(norm)[0]
+    if kind is Norm.LINF:
+        return np.abs(rows).max(axis=1, initial=0.0)
+    if kind is Norm.L1:
+        return absolute_sums(rows, 1)
+    return _up(np.sqrt(square_sums(rows, 1)))
+
+
+def certified_rows(
+    logits: np.ndarray[Any, Any],
+    input_norms: np.ndarray[Any, Any],
+    pairwise: np.ndarray[Any, Any],
+    error: ErrorBound,
+    guarantee: str,
+) -> CertifiedRows:
+    """Labels, margins and radii for ``logits`` (batch, classes), exact float64 copies of the program's output.
+
+    ``pairwise`` is (classes, classes), or (1, 1) with the constant of y itself for a single logit, whose class is
+    y > 0. ``input_norms`` bounds ‖x‖ per row. A row with a tie, a NaN or an infinity gets radius 0.
+    """
+    if guarantee not in GUARANTEES:
+        raise InputError(f"unknown guarantee '{guarantee}'", hint=f"one of {', '.join(GUARANTEES)}")
+    scores = np.asarray(logits, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 1:
+        raise InputError(f"class scores must have shape (batch, classes), found {list(scores.shape)}")
+    with np.errstate(all="ignore"):
+        if scores.shape[1] == 1:
+            return _one_logit(scores[:, 0], np.asarray(input_norms, np.float64), float(pairwise[0, 0]), error, guarantee)
+        return _many_logits(scores, np.asarray(input_norms, np.float64), np.asarray(pairwise), error, guarantee)
+
+
+def _many_logits(scores: Array, norms: Array, pairs: Array, error: ErrorBound, guarantee: str) -> CertifiedRows:
+    label = np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
+    rows = np.arange(len(scores))
+    gaps = _down(scores[rows, label][:, None] - scores)
+    radii = _radii(gaps, norms[:, None], pairs[label], error, guarantee, errors=2)
+    radii[rows, label] = np.inf
+    gaps[rows, label] = np.inf
+    usable = np.all(np.isfinite(scores), axis=1)
+    return CertifiedRows(label, np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0), _capped(radii.min(axis=1), norms, usable, error))
+
+
+def _one_logit(scores: Array, norms: Array, constant: float, error: ErrorBound, guarantee: str) -> CertifiedRows:
+    usable = np.isfinite(scores)
+    radii = _radii(np.abs(scores), norms, np.full_like(scores, constant), error, guarantee, errors=1)
+    label = (scores > 0.0).astype(np.int64)
+    return CertifiedRows(label, np.where(usable, np.abs(scores), 0.0), _capped(radii, norms, usable, error))
+
+
+def _radii(gaps: Array, norms: Array, pairs: Array, error: ErrorBound, guarantee: str, *, errors: int) -> Array:
+    """Numerator down, denominator up; ``errors`` scores meet in a gap."""
+    twice = 2 if guarantee == "deployed" else 1
+    allowance = _up(float(errors * twice) * _up(error.c0 + _up(error.c1 * norms)))
+    numerator = _down(gaps - allowance)
+    denominator = _up(pairs + errors * error.c1) if guarantee == "deployed" else pairs
+    quotient = _down(_down(numerator / np.where(denominator > 0.0, denominator, 1.0)))
+    quotient = np.where(denominator > 0.0, quotient, np.inf)
+    return np.where(numerator > LEAST_NUMERATOR, np.maximum(quotient, 0.0), 0.0)
+
+
+def _capped(radii: Array, norms: Array, usable: Array, error: ErrorBound) -> Array:
+    """No radius beyond x_max − ‖x‖, where the error bound ends; none for unusable rows."""
+    room = np.maximum(_down(error.x_max - norms), 0.0) if np.isfinite(error.x_max) else np.inf
+    radii = np.minimum(radii, room)
+    return np.where(usable & ~np.isnan(radii) & np.isfinite(norms), radii, 0.0)
+
+
+def float32_down(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """float32 numbers, none above the float64 ``values``; +inf stays +inf."""
+    exact = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        nearest = exact.astype(np.float32)
+    lower = np.nextafter(nearest, np.float32(-np.inf))
+    return np.where(nearest.astype(np.float64) > exact, lower, nearest).astype(np.float32)
+
+
+def _up(values: Any) -> Array:
+    stepped: Array = np.nextafter(values, np.inf)
+    return stepped
+
+
+def _down(values: Any) -> Array:
+    stepped: Array = np.nextafter(values, -np.inf)
+    return stepped

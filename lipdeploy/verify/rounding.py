@@ -1,0 +1,103 @@
+"""Directed rounding for scalars: every ``*_up`` result is at least the exact value, every ``*_down`` at most.
+
+One IEEE-754 operation in round-to-nearest errs by at most half the gap to a neighbour, so one ``nextafter``
+after each operation is a proof (Lemma R1 in docs/mathematics.md). Assumption A1: binary64, round-to-nearest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
+
+INFINITY = math.inf
+UNIT_ROUNDOFF = 2.0**-53
+
+
+def up(value: float) -> float:
+    """The next binary64 number above ``value``."""
+    return math.nextafter(value, INFINITY)
+
+
+def down(value: float) -> float:
+    """The next binary64 number below ``value``."""
+    return math.nextafter(value, -INFINITY)
+
+
+def add_up(*terms: float) -> float:
+    """Upper bound of a sum (each partial sum is stepped up; zero terms are exact)."""
+    total = 0.0
+    for term in terms:
+        if term != 0.0:
+            total = up(total + term) if total != 0.0 else term
+    return total
+
+
+def mul_up(*factors: float) -> float:
+    """Upper bound of a product of non-negative factors; 0 and 1 are exact, 0 times anything is 0."""
+    product = 1.0
+    for factor in factors:
+        if factor == 0.0:
+            return 0.0
+        if factor != 1.0:
+            product = up(product * factor) if product != 1.0 else factor
+    return product
+
+
+def div_up(numerator: float, denominator: float) -> float:
+    """Upper bound of a quotient with ``numerator`` ≥ 0 and ``denominator`` > 0."""
+    return 0.0 if numerator == 0.0 else up(numerator / denominator)
+
+
+def sqrt_up(value: float) -> float:
+    """Upper bound of a square root; exact for 0 and 1."""
+    return value if value in (0.0, 1.0) else up(math.sqrt(value))
+
+
+def hypot_up(values: Iterable[float]) -> float:
+    """Upper bound of the Euclidean length of non-negative ``values``; one non-zero value is exact."""
+    present = [value for value in values if value != 0.0]
+    if len(present) <= 1:
+        return present[0] if present else 0.0
+    largest = max(present)
+    if not math.isfinite(largest):
+        return INFINITY
+    ratios = (div_up(value, largest) for value in present)
+    return mul_up(largest, sqrt_up(add_up(*(mul_up(ratio, ratio) for ratio in ratios))))
+
+
+def fraction_up(value: Fraction) -> float:
+    """The smallest binary64 number that is not below ``value``."""
+    try:
+        nearest = float(value)
+    except OverflowError:
+        return INFINITY if value > 0 else -down(INFINITY)
+    return nearest if not math.isinf(nearest) and Fraction(nearest) >= value else up(nearest)
+
+
+def fraction_down(value: Fraction) -> float:
+    """The largest binary64 number that is not above ``value``."""
+    return -fraction_up(-value)
+
+
+def gamma_up(terms: int, unit_roundoff: float = UNIT_ROUNDOFF) -> float:
+    """γ_k = k·u / (1 − k·u) rounded up (Higham 2002, Lemma 3.1); infinite when k·u ≥ 1."""
+    product = Fraction(terms) * Fraction(unit_roundoff)
+    return INFINITY if product >= 1 else fraction_up(product / (1 - product))
+
+
+def decimal_up(value: float, digits: int) -> str:
+    """``value`` with ``digits`` significant digits, never below it."""
+    return _decimal(value, digits, ROUND_CEILING)
+
+
+def decimal_down(value: float, digits: int) -> str:
+    """``value`` with ``digits`` significant digits, never above it."""
+    return _decimal(value, digits, ROUND_FLOOR)
+
+
+def _decimal(value: float, digits: int, rounding: str) -> str:
+    if not math.isfinite(value):
+        return repr(value)
+    return f"{Context(prec=digits, rounding=rounding).create_decimal(Decimal(value)):g}"

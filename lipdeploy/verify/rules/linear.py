@@ -1,0 +1,209 @@
+"""Linear operators with stored weights: proven operator norms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lipdeploy.verify.bound import ONE, ZERO, Bound
+from lipdeploy.verify.graph import Call, Constant, Flow
+from lipdeploy.verify.norms import Gains, Norm, PerNorm, constant_norm, diagonal
+from lipdeploy.verify.operator_norm import Convolution, ProofFailed, dense_gains
+from lipdeploy.verify.operator_norm.dense import absolute_gains
+from lipdeploy.verify.operator_norm.sums import Array, largest
+from lipdeploy.verify.rounding import add_up, div_up, down, mul_up
+from lipdeploy.verify.rules.arithmetic import scaled, vector_norms
+from lipdeploy.verify.rules.registry import rule
+from lipdeploy.verify.rules.windows import Windows, windows
+from lipdeploy.verify.step import Rounding, Step
+
+
+def matrix_step(call: Call, weight: Array, shape: tuple[int, ...], bias: PerNorm, extra_terms: int = 0) -> Step:
+    """‖W‖ for an (outputs, inputs) matrix applied to each vector; |fl − exact| ≤ γ_{K+1}(|W||x| + |b|)."""
+    try:
+        gains = dense_gains(weight, call.norms)
+    except ProofFailed as error:
+        raise call.refuse("LIP014", str(error)) from error
+    absolute = absolute_gains(weight, gains)
+    terms = weight.shape[1] + 1 + extra_terms
+    return Step(shape, (gains,), "operator norm", at_zero=bias, rounding=_sums(absolute, terms, bias))
+
+
+def _sums(absolute: Gains, terms: int, offset: PerNorm) -> Rounding:
+    peak = (max(absolute[Norm.LINF, Norm.LINF], ONE), offset.get(Norm.LINF, ZERO))
+    return Rounding(terms=terms, gains=(absolute,), offset=offset, underflow=float(terms), peak=peak)
+
+
+@rule("Gemm", attributes=("alpha", "beta", "transA", "transB"), inputs=3)
+def gemm(call: Call) -> Step:
+    """y = α·x·W + β·c: |α|·‖W‖. x must be (batch, features), c a constant row."""
+    flow, weight = call.flow(0), call.required_constant(1).float64()
+    if len(flow.shape) != 1 or call.integer("transA", 0) or weight.ndim != 2:
+        raise call.refuse("LIP005", "the activation must be (batch, features), not transposed, the weight a matrix")
+    matrix = weight if call.integer("transB", 0) else weight.T
+    if matrix.shape[1] != flow.shape[0]:
+        raise call.refuse("LIP013", f"{matrix.shape[1]} weights per output meet {flow.shape[0]} features")
+    alpha, beta = abs(call.real("alpha", 1.0)), abs(call.real("beta", 1.0))
+    bias = _row_bias(call, matrix.shape[0], beta)
+    step = matrix_step(call, matrix, (matrix.shape[0],), bias, extra_terms=0 if alpha == beta == 1.0 else 2)
+    return step if alpha == 1.0 else _with_alpha(step, Bound(alpha))
+
+
+def _with_alpha(step: Step, alpha: Bound) -> Step:
+    assert step.rounding is not None and step.rounding.gains is not None
+    rounding = step.rounding
+    gains = tuple(scaled(gain, alpha) for gain in rounding.gains or ())
+    peak = (rounding.peak[0] * max(alpha, ONE), rounding.peak[1])
+    widened = Rounding(rounding.terms, gains, rounding.offset, rounding.underflow * max(1.0, alpha.value) * 2, peak)
+    return Step(step.shape, (scaled(step.gains[0], alpha),), step.rule, at_zero=step.at_zero, rounding=widened)
+
+
+def _row_bias(call: Call, features: int, beta: float) -> PerNorm:
+    bias = call.constant(2)
+    if bias is None or beta == 0.0:
+        return {}
+    shape = bias.array.shape
+    if len(shape) > 2 or (len(shape) == 2 and shape[0] != 1) or (shape and shape[-1] not in (1, features)):
+        raise call.refuse("LIP005", f"the bias of shape {list(shape)} is not one row")
+    row = np.broadcast_to(bias.float64().reshape(-1), (features,))
+    return {norm: bound * Bound(beta) for norm, bound in vector_norms(row).items()}
+
+
+@rule("MatMul", inputs=2)
+def matmul(call: Call) -> Step:
+    """x·W on the last axis, or W·x on the last but one: every vector meets the same matrix, so ‖W‖."""
+    first, second = call.optional(0), call.optional(1)
+    if isinstance(first, Flow) and isinstance(second, Constant):
+        return _matmul_right(call, first, second.float64())
+    if isinstance(first, Constant) and isinstance(second, Flow):
+        return _matmul_left(call, first.float64(), second)
+    raise call.refuse("LIP004", "multiplies two activations")
+
+
+def _matmul_right(call: Call, flow: Flow, weight: Array) -> Step:
+    if weight.ndim not in (1, 2) or not flow.shape or weight.shape[0] != flow.shape[-1]:
+        raise call.refuse("LIP002", f"weights of shape {list(weight.shape)} do not act on the last axis")
+    matrix = weight.T if weight.ndim == 2 else weight.reshape(1, -1)
+    shape = flow.shape[:-1] + weight.shape[1:]
+    return matrix_step(call, matrix, shape, {})
+
+
+def _matmul_left(call: Call, weight: Array, flow: Flow) -> Step:
+    if weight.ndim != 2 or len(flow.shape) < 2 or weight.shape[1] != flow.shape[-2]:
+        raise call.refuse("LIP002", f"weights of shape {list(weight.shape)} do not act on the last but one axis")
+    return matrix_step(call, weight, (*flow.shape[:-2], weight.shape[0], flow.shape[-1]), {})
+
+
+WINDOW_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+
+
+@rule("Conv", attributes=WINDOW_ATTRIBUTES, inputs=3)
+def conv(call: Call) -> Step:
+    """Proven norm of the zero-padded convolution on this image size (Lemma D1): stride, dilation, groups exact."""
+    flow, kernel = call.flow(0), call.required_constant(1).float64()
+    groups = call.integer("group", 1)
+    _check_kernel(call, kernel, flow.shape, groups)
+    if kernel.shape[0] % groups or kernel.shape[1] * groups != flow.shape[0]:
+        raise call.refuse("LIP013", f"kernel {list(kernel.shape)} in {groups} groups meets {flow.shape[0]} channels")
+    window = windows(call, flow.shape[1:], kernel.shape[2:])
+    operator = _convolution(kernel, window, groups, window.inputs, window.outputs)
+    shape = (kernel.shape[0], *window.outputs)
+    bias = _channel_bias(call, kernel.shape[0], math.prod(window.outputs))
+    return _conv_step(call, operator, shape, bias, math.prod(kernel.shape[1:]), adjoint=False)
+
+
+@rule("ConvTranspose", attributes=(*WINDOW_ATTRIBUTES, "output_padding", "output_shape"), inputs=3)
+def conv_transpose(call: Call) -> Step:
+    """The adjoint of a convolution has its norm (ℓ1 and ℓ∞ change places)."""
+    flow, kernel = call.flow(0), call.required_constant(1).float64()
+    groups = call.integer("group", 1)
+    _check_kernel(call, kernel, flow.shape, groups)
+    if kernel.shape[0] != flow.shape[0] or kernel.shape[0] % groups:
+        raise call.refuse("LIP013", f"kernel {list(kernel.shape)} in {groups} groups meets {flow.shape[0]} channels")
+    if call.attributes.keys() & {"output_shape"} or call.string("auto_pad", "NOTSET") != "NOTSET":
+        raise call.refuse("LIP002", "state pads and output_padding instead of output_shape or auto_pad")
+    axes = len(flow.shape) - 1
+    strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
+    pads, extra = call.integers("pads", (0,) * 2 * axes), call.integers("output_padding", (0,) * axes)
+    if min((*pads, *extra, *(s - 1 for s in strides), *(d - 1 for d in dilations)), default=0) < 0:
+        raise call.refuse("LIP002", "negative pads, strides or dilations")
+    size = tuple(
+        (n - 1) * s + (k - 1) * d + 1 + e - pads[i] - pads[i + axes]
+        for i, (n, s, k, d, e) in enumerate(zip(flow.shape[1:], strides, kernel.shape[2:], dilations, extra, strict=True))
+    )
+    if min(size, default=1) < 1:
+        raise call.refuse("LIP013", f"the output would have size {list(size)}")
+    window = Windows(size, flow.shape[1:], tuple((pads[i], pads[i + axes]) for i in range(axes)), strides, dilations)
+    operator = _convolution(kernel, window, groups, size, flow.shape[1:])
+    channels = kernel.shape[1] * groups
+    bias = _channel_bias(call, channels, math.prod(size))
+    terms = kernel.shape[0] // groups * math.prod(kernel.shape[2:])
+    return _conv_step(call, operator, (channels, *size), bias, terms, adjoint=True)
+
+
+def _check_kernel(call: Call, kernel: Array, shape: tuple[int, ...], groups: int) -> None:
+    if len(shape) < 2 or kernel.ndim != len(shape) + 1 or groups < 1 or 0 in kernel.shape:
+        raise call.refuse("LIP013", f"kernel {list(kernel.shape)} does not fit an image {list(shape)}")
+    stated = call.integers("kernel_shape", kernel.shape[2:])
+    if stated != kernel.shape[2:]:
+        raise call.refuse("LIP013", f"kernel_shape {list(stated)} is not the kernel's {list(kernel.shape[2:])}")
+
+
+def _convolution(
+    kernel: Array, window: Windows, groups: int, image: tuple[int, ...], outputs: tuple[int, ...]
+) -> Convolution:
+    return Convolution(kernel, image, window.pads, window.strides, window.dilations, groups, outputs)
+
+
+def _conv_step(
+    call: Call, operator: Convolution, shape: tuple[int, ...], bias: PerNorm, products: int, *, adjoint: bool
+) -> Step:
+    try:
+        gains = operator.adjoint_gains(call.norms) if adjoint else operator.gains(call.norms)
+    except ProofFailed as error:
+        raise call.refuse("LIP014", str(error)) from error
+    absolute = operator.absolute_gains(gains)
+    return Step(shape, (gains,), "convolution", at_zero=bias, rounding=_sums(absolute, products + 1, bias))
+
+
+def _channel_bias(call: Call, channels: int, positions: int) -> PerNorm:
+    bias = call.constant(2)
+    if bias is None:
+        return {}
+    if bias.array.shape != (channels,):
+        raise call.refuse("LIP013", f"the bias has shape {list(bias.array.shape)}, not [{channels}]")
+    return repeated(vector_norms(bias.float64()), positions)
+
+
+def repeated(norms: PerNorm, positions: int) -> PerNorm:
+    """Norms of a vector whose every entry occurs ``positions`` times."""
+    return {norm: constant_norm(norm, bound, positions) if norm is not Norm.LINF else bound
+            for norm, bound in norms.items()}
+
+
+@rule("BatchNormalization", attributes=("epsilon", "momentum", "training_mode", "spatial"), inputs=5)
+def batch_normalization(call: Call) -> Step:
+    """A diagonal: max |g| / √(var + ε) over the stored statistics."""
+    if call.integer("training_mode", 0):
+        raise call.refuse("LIP009", "training_mode is 1")
+    flow = call.flow(0)
+    scale, shift, mean, variance = (call.required_constant(i).float64() for i in range(1, 5))
+    if any(values.shape != flow.shape[:1] for values in (scale, shift, mean, variance)):
+        raise call.refuse("LIP013", f"statistics do not have one value for each of {flow.shape[:1]} channels")
+    epsilon = call.real("epsilon", 9.999999747378752e-06)
+    if float(variance.min(initial=1.0)) + epsilon <= 0.0 or epsilon < 0.0:
+        raise call.refuse("LIP003", "variance + epsilon is not positive")
+    slopes = np.array([_slope_up(g, v, epsilon) for g, v in zip(scale, variance, strict=True)])
+    gain = Bound(largest(slopes))
+    offsets = np.array([add_up(mul_up(s, abs(m)), abs(b)) for s, m, b in zip(slopes, mean, shift, strict=True)])
+    constant = repeated(vector_norms(offsets), math.prod(flow.shape[1:]))
+    rounding = Rounding(terms=7, offset=constant, underflow=8.0, peak=(max(gain, ONE), constant[Norm.LINF]))
+    return Step(flow.shape, (diagonal(gain),), "max |g|/√(var + ε)", at_zero=constant, rounding=rounding)
+
+
+def _slope_up(gain: float, variance: float, epsilon: float) -> float:
+    root = down(math.sqrt(down(variance + epsilon)))
+    return div_up(abs(float(gain)), root)
+
+

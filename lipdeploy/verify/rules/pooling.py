@@ -1,0 +1,155 @@
+"""Pooling and reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lipdeploy.verify.bound import ONE, Bound
+from lipdeploy.verify.graph import Call
+from lipdeploy.verify.norms import Gains, Norm, diagonal, per_norm
+from lipdeploy.verify.operator_norm import dense_gains
+from lipdeploy.verify.operator_norm.sums import Array
+from lipdeploy.verify.rounding import UNIT_ROUNDOFF, div_up, down, mul_up, sqrt_up
+from lipdeploy.verify.rules.registry import rule
+from lipdeploy.verify.rules.windows import Windows, windows
+from lipdeploy.verify.step import EXACT, Rounding, Step
+
+POOL = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
+
+
+def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
+    shape = call.flow().shape
+    if len(shape) < 2:
+        raise call.refuse("LIP013", f"pooling needs (channels, *image), not {list(shape)}")
+    kernel = call.integers("kernel_shape")
+    window = windows(call, shape[1:], kernel)
+    if call.integer("ceil_mode", 0) and not _ceil_changes_nothing(window, kernel):
+        raise call.refuse("LIP002", "ceil_mode adds windows that reach past the padding")
+    if any(max(pad) >= (k - 1) * d + 1 for pad, k, d in zip(window.pads, kernel, window.dilations, strict=True)):
+        raise call.refuse("LIP002", "the padding is as large as the window")
+    return shape[0], window, kernel
+
+
+def _ceil_changes_nothing(window: Windows, kernel: tuple[int, ...]) -> bool:
+    return all(
+        (n + sum(pad) - (k - 1) * d - 1) % s == 0
+        for n, pad, k, d, s in zip(window.inputs, window.pads, kernel, window.dilations, window.strides, strict=True)
+    )
+
+
+@rule("MaxPool", attributes=(*POOL, "storage_order"))
+def max_pool(call: Call) -> Step:
+    """An entry lies in at most Π c windows, c = ⌈k / (s / gcd(s, d))⌉ per axis: √Πc, 1, Πc. Padding is −∞."""
+    channels, window, kernel = _pool_windows(call)
+    copies = math.prod(
+        -(-k // (s // math.gcd(s, d))) for k, s, d in zip(kernel, window.strides, window.dilations, strict=True)
+    )
+    gains = per_norm(Bound(float(copies)), Bound(sqrt_up(float(copies))), ONE)
+    return Step((channels, *window.outputs), (gains,), "window coverage", rounding=EXACT)
+
+
+@rule("AveragePool", attributes=(*POOL, "count_include_pad"))
+def average_pool(call: Call) -> Step:
+    """The Kronecker product of one averaging matrix per axis: its norm is the product of theirs."""
+    channels, window, kernel = _pool_windows(call)
+    include = bool(call.integer("count_include_pad", 0))
+    matrices = [_averaging_matrix(window, axis, kernel[axis], include) for axis in range(len(kernel))]
+    gains: dict[tuple[Norm, Norm], Bound] = dict(diagonal(ONE))
+    for matrix in matrices:
+        factors = dense_gains(matrix, tuple(Norm))
+        gains = {pair: gain * factors[pair] * Bound(1.0 + 4 * UNIT_ROUNDOFF) for pair, gain in gains.items()}
+    return Step((channels, *window.outputs), (gains,), "averaging", rounding=_means(math.prod(kernel)))
+
+
+def _averaging_matrix(window: Windows, axis: int, taps: int, include_pad: bool) -> Array:
+    """(outputs, inputs); stored weights 1/count err by u relative, which ``average_pool`` adds to the norm."""
+    size, begin = window.inputs[axis], window.pads[axis][0]
+    matrix = np.zeros((window.outputs[axis], size))
+    for row in range(window.outputs[axis]):
+        start = row * window.strides[axis] - begin
+        columns = [start + tap * window.dilations[axis] for tap in range(taps)]
+        inside = [column for column in columns if 0 <= column < size]
+        if inside:
+            matrix[row, inside] = 1.0 / (taps if include_pad else len(inside))
+    return matrix
+
+
+def _means(count: int) -> Rounding:
+    return Rounding(terms=count + 2, underflow=float(count + 2), peak=(Bound(float(count)), Bound(0.0)))
+
+
+@rule("GlobalAveragePool")
+def global_average_pool(call: Call) -> Step:
+    """The mean of n entries per channel: 1/√n, 1, 1/n."""
+    shape = call.flow().shape
+    count = math.prod(shape[1:])
+    return Step((shape[0], *(1 for _ in shape[1:])), (mean_gains(count),), "mean", rounding=_means(count))
+
+
+@rule("GlobalMaxPool")
+def global_max_pool(call: Call) -> Step:
+    """|max a − max b| ≤ max |a − b|: 1 in every norm."""
+    shape = call.flow().shape
+    return Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), "maximum")
+
+
+def mean_gains(count: int) -> Gains:
+    """Gains of the mean of ``count`` entries."""
+    return per_norm(Bound(div_up(1.0, float(count))), Bound(div_up(1.0, down(math.sqrt(count)))), ONE)
+
+
+def sum_gains(count: int) -> Gains:
+    """Gains of the sum of ``count`` entries."""
+    return per_norm(ONE, Bound(sqrt_up(float(count))), Bound(float(count)))
+
+
+REDUCE = ("axes", "keepdims", "noop_with_empty_axes")
+
+
+@rule("ReduceMean", attributes=REDUCE, inputs=2)
+def reduce_mean(call: Call) -> Step:
+    """1/√n, 1, 1/n over n reduced entries."""
+    shape, count = reduced(call)
+    return Step(shape, (mean_gains(count),), "mean", rounding=_means(count))
+
+
+@rule("ReduceSum", attributes=REDUCE, inputs=2)
+def reduce_sum(call: Call) -> Step:
+    """√n, n, 1 over n reduced entries."""
+    shape, count = reduced(call)
+    rounding = Rounding(terms=count, underflow=float(count), peak=(Bound(mul_up(float(count))), Bound(0.0)))
+    return Step(shape, (sum_gains(count),), "sum", rounding=rounding)
+
+
+@rule("ReduceMax", "ReduceMin", attributes=REDUCE, inputs=2)
+def reduce_extremum(call: Call) -> Step:
+    """|max a − max b| ≤ max |a − b|: 1 in every norm."""
+    shape, _ = reduced(call)
+    return Step(shape, (diagonal(ONE),), "extremum")
+
+
+def reduced(call: Call) -> tuple[tuple[int, ...], int]:
+    """(shape after the reduction, entries reduced into one); the batch axis must not be among the axes."""
+    flow = call.flow()
+    axes = _reduction_axes(call, len(flow.shape) + 1)
+    keep = call.integer("keepdims", 1)
+    shape = [1 if i + 1 in axes else n for i, n in enumerate(flow.shape) if keep or i + 1 not in axes]
+    return tuple(shape), math.prod(n for i, n in enumerate(flow.shape) if i + 1 in axes)
+
+
+def _reduction_axes(call: Call, rank: int) -> set[int]:
+    given: Sequence[int] = call.integers("axes", ())
+    constant = call.constant(1)
+    if constant is not None:
+        given = [int(axis) for axis in constant.array.reshape(-1)]
+    if not given:
+        if call.integer("noop_with_empty_axes", 0):
+            raise call.refuse("LIP002", "no axes and noop_with_empty_axes")
+        raise call.refuse("LIP005", "reduces every axis, the batch axis too")
+    axes = {call.resolve_axis(axis, rank) for axis in given}
+    if 0 in axes:
+        raise call.refuse("LIP005", "reduces the batch axis")
+    return axes

@@ -1,0 +1,157 @@
+"""Reads a model file, and the external data it names, strictly and once.
+
+What is returned here is what gets hashed, verified and handed to the runtime: nobody opens the files again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, TensorProto
+
+from lipdeploy.errors import InputError, Refusal, Refused
+
+MODEL_BYTES_LIMIT = 2**31 - 1  # protobuf's own limit
+EXTERNAL_BYTES_LIMIT = 64 * 2**30
+EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model, read into memory: the file's bytes, its external files' bytes, and the parsed model.
+
+    ``proto`` has every external tensor inlined as raw data, so it needs no file any more.
+    """
+
+    path: str
+    model_bytes: bytes
+    external: Mapping[str, bytes]
+    proto: ModelProto
+    file_sha256: str
+    external_sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str, bytes] | None = None) -> Source:
+    """Read ``model`` (a path, or the bytes of a file with its ``external`` files' bytes).
+
+    Raises ``InputError`` when there is no readable ONNX model, ``Refused`` (LIP012) when its external data is not
+    beside it in regular files of the stated size.
+    """
+    if isinstance(model, bytes):
+        path, data, folder = "<bytes>", model, None
+    else:
+        path, data = os.fspath(model), _read_file(Path(model), MODEL_BYTES_LIMIT)
+        folder = Path(model).resolve().parent
+    proto = _parse(path, data)
+    files = dict(external or {})
+    for tensor in tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _inline(tensor, folder, files)
+    return Source(
+        path=path,
+        model_bytes=data,
+        external=files,
+        proto=proto,
+        file_sha256=hashlib.sha256(data).hexdigest(),
+        external_sha256={name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+    )
+
+
+def tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor stored anywhere in the model: initialisers and attributes, subgraphs and functions included."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{path}: not a regular file", hint="give the path of an .onnx file")
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}", hint="check the path and its permissions") from error
+    if len(data) > limit:
+        raise InputError(f"{path}: larger than {limit} bytes", hint="store the weights as external data")
+    return data
+
+
+def _parse(path: str, data: bytes) -> ModelProto:
+    hint = "export it again, or check that the file was copied whole"
+    try:
+        proto = ModelProto.FromString(data)
+    except DecodeError as error:
+        raise InputError(f"{path}: not an ONNX model (it does not parse, or is cut off)", hint=hint) from error
+    if not proto.ir_version or not proto.opset_import or not proto.graph.output:
+        raise InputError(f"{path}: not an ONNX model (no IR version, operator sets or outputs)", hint=hint)
+    return proto
+
+
+def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes]) -> None:
+    entries = [(entry.key, entry.value) for entry in tensor.external_data]
+    stated = dict(entries)
+    unknown = set(stated) - EXTERNAL_KEYS
+    if unknown or len(stated) != len(entries) or "location" not in stated:
+        raise _refused(tensor, f"external data has missing, duplicate or unknown keys {sorted(unknown)}")
+    content = _external_file(tensor, stated["location"], folder, files)
+    try:
+        offset = int(stated.get("offset", "0"))
+        length = int(stated.get("length", len(content) - offset))
+    except ValueError as error:
+        raise _refused(tensor, "offset and length of external data must be integers") from error
+    if offset < 0 or length < 0 or offset + length > len(content):
+        raise _refused(tensor, f"bytes {offset} to {offset + length} lie outside '{stated['location']}'")
+    tensor.raw_data = content[offset : offset + length]
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _external_file(tensor: TensorProto, location: str, folder: Path | None, files: dict[str, bytes]) -> bytes:
+    if location in files:
+        return files[location]
+    parts = PurePosixPath(location).parts
+    if not parts or "\\" in location or "\0" in location or ".." in parts or PurePosixPath(location).is_absolute():
+        raise _refused(tensor, f"external data path '{location}' leaves the model's folder")
+    if folder is None:
+        raise _refused(tensor, f"external data '{location}' was not handed over with the model's bytes")
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise _refused(tensor, f"external data '{location}' goes through a symbolic link")
+    budget = EXTERNAL_BYTES_LIMIT - sum(map(len, files.values()))
+    try:
+        files[location] = _read_file(path, budget)
+    except InputError as error:
+        raise _refused(tensor, f"external data cannot be read: {error.message}") from error
+    return files[location]
+
+
+def _refused(tensor: TensorProto, message: str) -> Refused:
+    return Refused([Refusal("LIP012", tensor.name, "", message)])

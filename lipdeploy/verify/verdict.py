@@ -1,0 +1,131 @@
+"""What a verification ends with: the verdict, and the constants that serving needs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lipdeploy.errors import IntegrityError, LimitExceeded, Refusal, Refused
+from lipdeploy.verify.bound import Bound, Estimate
+
+REPORT_SCHEMA = "lipdeploy/verify-report/v1"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of a graph input or output; ``None`` is the batch axis."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """Forward error of a float program: every output differs from the real one by ≤ ``c0 + c1·‖x‖``.
+
+    ``‖x‖`` is in the input norm of the statement; valid for ``‖x‖ ≤ x_max`` (no overflow on the way).
+    """
+
+    c0: float
+    c1: float
+    x_max: float
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One row of the proof: the node's own gain and the bound from the graph's input to its output."""
+
+    name: str
+    op: str
+    gain: Bound
+    bound_after: Bound
+    rule: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of ``lipdeploy.verify``.
+
+    ``status`` is ``"verified"``, ``"exceeded"``, ``"refused"`` or ``"integrity"``. ``pairwise`` is the matrix of
+    proven Lipschitz constants of ``y_i − y_j`` (float64, classes × classes), or ``None`` where the output is not a
+    row of class scores. ``numeric_error`` maps ``"f32"`` and ``"f64"`` to the program's forward error, or to
+    ``None`` where an operator's rounding is unknown.
+    """
+
+    path: str
+    status: str
+    norm: str
+    lipschitz_bound: Bound | None
+    max_lipschitz: float | None = None
+    nodes: tuple[NodeReport, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    pairwise: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    numeric_error: Mapping[str, ErrorBound | None] = field(default_factory=dict)
+    inputs: tuple[TensorSpec, ...] = ()
+    output: TensorSpec | None = None
+    class_names: tuple[str, ...] = ()
+    operators: Mapping[str, int] = field(default_factory=dict)
+    file_sha256: str = ""
+    semantic_sha256: str = ""
+    external_sha256: Mapping[str, str] = field(default_factory=dict)
+    lower_estimate: Estimate | None = None
+    elapsed_seconds: float = 0.0
+
+    def raise_for_status(self) -> None:
+        """Raise the error that belongs to any status but ``"verified"``."""
+        if self.status == "refused":
+            raise Refused(self.refusals)
+        if self.status == "integrity":
+            refusal = self.refusals[0]
+            raise IntegrityError(refusal.message, code=refusal.code, hint=refusal.hint)
+        if self.status == "exceeded":
+            raise LimitExceeded(
+                f"{self.path}: the proven Lipschitz bound {self.lipschitz_bound} exceeds {self.max_lipschitz!r}",
+                hint="raise --max-lipschitz, or export with --normalize",
+            )
+
+    def write_certificate(self, path: str | os.PathLike[str]) -> None:
+        """Write this verdict's certificate (schema lipdeploy/certificate/v1); temporary file, then rename."""
+        from lipdeploy.verify import certificate, version
+
+        certificate.write(self, path, version())
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of ``models`` in a ``lipdeploy/verify-report/v1`` document."""
+        bound = self.lipschitz_bound
+        return {
+            "path": self.path,
+            "status": self.status,
+            "norm": self.norm,
+            "lipschitz_bound": None if bound is None else bound.value,
+            "lipschitz_bound_hex": None if bound is None else bound.hex(),
+            "max_lipschitz": self.max_lipschitz,
+            "lower_estimate": None if self.lower_estimate is None else self.lower_estimate.value,
+            "pairwise": self.pairwise is not None,
+            "nodes": [_node_json(node) for node in self.nodes],
+            "refusals": [refusal.to_json() for refusal in self.refusals],
+            "assumptions": list(self.assumptions),
+            "elapsed_seconds": self.elapsed_seconds,
+        }
+
+
+def _node_json(node: NodeReport) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "op": node.op,
+        "gain": _finite(node.gain),
+        "bound_after": _finite(node.bound_after),
+        "rule": node.rule,
+    }
+
+
+def _finite(bound: Bound) -> float | None:
+    return bound.value if math.isfinite(bound.value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -128,8 +129,6 @@ def _proven(source: Source, norm: str, max_lipschitz: float | None, output_name:
 
 
 def _class_names(source: Source) -> tuple[str, ...]:
-    import json
-
     for entry in source.proto.metadata_props:
         if entry.key == CLASS_NAMES_KEY:
             try:

@@ -27,7 +27,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         reason = error.strerror or str(error)
-        raise InputError(f"{path}: cannot be written: {reason}", hint="choose a folder that exists and is writable") from error
+        raise InputError(
+            f"{path}: cannot be written: {reason}", hint="choose a folder that exists and is writable"
+        ) from error
 
 
 def _umask() -> int:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ from lipdeploy.verify.verdict import ErrorBound, Verdict
 SCHEMA = "lipdeploy/certificate/v1"
 HEAD_ROOM = up(1.0 + 1e-9)
 Document = dict[str, Any]
+DECIMAL = re.compile(r"\d{1,400}(\.\d{1,40})?([eE][+-]?\d{1,3})?")
 
 KEYS: Mapping[str, frozenset[str]] = {
     "": frozenset({"schema", "model", "ops", "statement", "nodes", "assumptions", "verifier"}),
     "model": frozenset({"file_sha256", "semantic_sha256", "external"}),
-    "statement": frozenset(
-        {"norm", "output", "lipschitz_bound", "lipschitz_bound_hex", "pairwise", "numeric_error"}
-    ),
+    "statement": frozenset({"norm", "output", "lipschitz_bound", "lipschitz_bound_hex", "pairwise", "numeric_error"}),
     "verifier": frozenset({"version", "time"}),
 }
 NODE_KEYS = frozenset({"name", "op", "gain", "bound_after", "rule", "hints"})
@@ -115,7 +114,7 @@ def read(path: Path) -> Document:
     """Parse a certificate strictly: known keys only, none twice. Raises ``IntegrityError``."""
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)
     return content  # type: ignore[no-any-return]
@@ -153,14 +152,15 @@ def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdic
     statement = content["statement"]
     now = verdict_in(str(statement["norm"]), str(statement["output"]))
     expected = document(now, "")
-    for key in ("file_sha256", "external"):
+    for key in ("file_sha256", "semantic_sha256", "external"):
         if content["model"][key] != expected["model"][key]:
             raise IntegrityError(
                 f"{path}: the certificate is about other bytes ({key} differs)",
                 hint="the model was changed after it was certified; export or certify it again",
             )
-    if content["ops"] != expected["ops"]:
-        raise IntegrityError(f"{path}: states operators {content['ops']}, the model uses {expected['ops']}")
+    for key, found in (("ops", content["ops"]), ("assumptions", content["assumptions"])):
+        if found != expected[key]:
+            raise IntegrityError(f"{path}: '{key}' is {found}, for this model it must be {expected[key]}")
     for name, claimed, proven in _claims(path, content, now):
         if not claimed >= proven:
             raise IntegrityError(
@@ -175,16 +175,17 @@ def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, 
     assert now.lipschitz_bound is not None
     bound = now.lipschitz_bound.value
     try:
-        yield "lipschitz_bound", Fraction(Decimal(statement["lipschitz_bound"])), bound
-        yield "lipschitz_bound_hex", float.fromhex(statement["lipschitz_bound_hex"]), bound
+        yield "lipschitz_bound", _decimal(statement["lipschitz_bound"]), bound
+        yield "lipschitz_bound_hex", _finite(float.fromhex(statement["lipschitz_bound_hex"])), bound
         yield from _pair_claims(statement["pairwise"], now)
         yield from _error_claims(statement["numeric_error"], now)
-        if [node["name"] for node in content["nodes"]] != [node.name for node in now.nodes]:
+        listed = [(node["name"], node["op"], node["rule"]) for node in content["nodes"]]
+        if listed != [(node.name, node.op, node.rule) for node in now.nodes]:
             raise ValueError("the list of nodes differs")
         for claimed, node in zip(content["nodes"], now.nodes, strict=True):
             for key, proven in (("gain", node.gain), ("bound_after", node.bound_after)):
                 yield f"{key} of '{node.name}'", _number(claimed[key]), proven.value
-    except (TypeError, ValueError, KeyError, InvalidOperation) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise IntegrityError(f"{path}: malformed statement: {error}", hint="write it again") from error
 
 
@@ -201,17 +202,23 @@ def _pair_claims(pairwise: Any, now: Verdict) -> Iterator[tuple[str, float, floa
 
 
 def _error_claims(errors: Any, now: Verdict) -> Iterator[tuple[str, float, float]]:
-    if set(errors) != set(now.numeric_error):
+    if not isinstance(errors, dict) or set(errors) != set(now.numeric_error):
         raise ValueError("numeric_error does not list the programs")
     for mode, claimed in errors.items():
         proven = now.numeric_error[mode]
         if claimed is None:
             continue
-        if proven is None or set(claimed) != ERROR_KEYS:
+        if proven is None or not isinstance(claimed, dict) or set(claimed) != ERROR_KEYS:
             raise ValueError(f"numeric_error of {mode} is not proven, or has other keys")
         yield f"c0 of {mode}", _number(claimed["c0"]), proven.c0
         yield f"c1 of {mode}", _number(claimed["c1"]), proven.c1
         yield f"1/x_max of {mode}", 1.0 / _number(claimed["x_max"]), 1.0 / proven.x_max
+
+
+def _decimal(text: Any) -> Fraction:
+    if not isinstance(text, str) or not DECIMAL.fullmatch(text):
+        raise ValueError(f"lipschitz_bound is not a decimal string: {text!r}")
+    return Fraction(text)
 
 
 def _number(value: Any) -> float:
@@ -219,6 +226,10 @@ def _number(value: Any) -> float:
         return math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    return _finite(float(value))
 
 
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("a stated number is infinite")
+    return value

@@ -38,6 +38,24 @@ from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec
 
 INPUT_TYPES = frozenset({np.dtype(t) for t in (np.float32, np.float64, np.uint8, np.int8, np.uint16, np.int16)})
 IR_VERSIONS = range(7, 14)
+#: What NumPy and Python raise when a malformed node reaches a rule's arithmetic: a refusal, never a verdict.
+MALFORMED = (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError)
+#: Operators that do no arithmetic, so that integer activations cannot overflow in them.
+MOVES_INTEGERS = frozenset(
+    {
+        "Cast",
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Split",
+        "Slice",
+        "Gather",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,7 @@ def prove(proto: ModelProto, norm: str, output_name: str | None = None) -> Proof
 
 
 def _chosen_output(graph: GraphProto, name: str | None) -> str:
-    names = [output.name for output in graph.output]
+    names = [str(output.name) for output in graph.output]
     if name is None:
         if len(names) > 1:
             raise Refused([Refusal("LIP016", "", "", f"the graph has {len(names)} outputs: {', '.join(names)}")])
@@ -90,6 +108,8 @@ class _Walk:
         self.operators: dict[str, int] = {}
         self.calls = calls(graph, opsets, self.norms)
         self.inputs = tuple(_input_spec(value) for value in graph.input)
+        _refuse_different_batches(graph)
+        self.batch = self.inputs[0].shape[0] if self.inputs else None
         for tensor in graph.initializer:
             self.values[tensor.name] = read_constant(tensor)
         for spec in self.inputs:
@@ -131,7 +151,8 @@ class _Walk:
         return result
 
     def _visit(self, call: Call) -> None:
-        call = call.with_inputs([self.values[name] if name else None for name in call.input_names])
+        values = [self.values[name] if name else None for name in call.input_names]
+        call = call.with_inputs(values, self.batch)
         try:
             constant = evaluate(call) if _is_constant(call) else None
             if constant is not None:
@@ -139,17 +160,25 @@ class _Walk:
                 return
             steps = self._judge(call)
         except Refused as error:
-            for name in filter(None, call.output_names):
-                self.values[name] = Unproven(name, error.refusals)
-            self._try_motif(call)
-            return
+            self._give_up(call, error.refusals)
+        except MALFORMED as error:
+            message = f"its inputs or attributes do not fit the operator: {error}"
+            self._give_up(call, (Refusal("LIP013", call.name, call.op, message),))
+        else:
+            self._compose_outputs(call, steps)
+        self._try_motif(call)
+
+    def _give_up(self, call: Call, refusals: tuple[Refusal, ...]) -> None:
+        for name in filter(None, call.output_names):
+            self.values[name] = Unproven(name, refusals)
+
+    def _compose_outputs(self, call: Call, steps: Sequence[Step]) -> None:
         for index, name in enumerate(call.output_names):
             if name and index < len(steps):
                 self._compose(call, name, steps[index])
             elif name:
                 message = f"output {index} ('{name}') has no rule"
                 self.values[name] = Unproven(name, (Refusal("LIP002", call.name, call.op, message),))
-        self._try_motif(call)
 
     def _judge(self, call: Call) -> list[Step]:
         rule = RULES.get((call.domain, call.op))
@@ -159,14 +188,21 @@ class _Walk:
             self.operators[call.op] = call.version
             if call.domain == DOMAIN:
                 self.element_types.add(helper.np_dtype_to_tensor_dtype(call.flow().dtype))
-        steps = rule(call)
-        if len({flow.dtype for flow in call.flows()}) > 1:
+        types = {flow.dtype for flow in call.flows()}
+        if len(types) > 1:
             raise call.refuse("LIP013", "its activations have different element types")
-        return steps
+        if types.pop().kind != "f" and call.op not in MOVES_INTEGERS:
+            raise call.refuse(
+                "LIP015", "computes with integers, which wrap around", hint="cast the input to float first"
+            )
+        return rule(call)
 
     def _compose(self, call: Call, name: str, step: Step) -> None:
         flows = call.flows()
         flow = _after(name, step, flows, self.norms)
+        if not flow.size:
+            self.values[name] = Unproven(name, (Refusal("LIP002", call.name, call.op, "the output is empty"),))
+            return
         if not all(bound.is_finite for bound in flow.lipschitz.values()):
             refusal = Refusal("LIP014", call.name, call.op, "the bound overflows")
             self.values[name] = Unproven(name, (refusal,))
@@ -181,14 +217,19 @@ class _Walk:
         self.reports.append(self._report(call, flow, step))
 
     def _try_motif(self, call: Call) -> None:
-        found = recognise(call, self.values.get)
+        try:
+            found = recognise(call, self.values.get)
+        except (Refused, *MALFORMED):
+            return
         if found is None:
             return
         source, step = found
         name = call.output_names[0]
         whole, direct = _after(name, step, (source,), self.norms), self.values[name]
         if isinstance(direct, Flow):
-            tighter = {norm: min(bound, whole.lipschitz.get(norm, UNBOUNDED)) for norm, bound in direct.lipschitz.items()}
+            tighter = {
+                norm: min(bound, whole.lipschitz.get(norm, UNBOUNDED)) for norm, bound in direct.lipschitz.items()
+            }
             whole = replace(direct, lipschitz=tighter)
             self.reports.pop()
         else:
@@ -210,6 +251,16 @@ class _Walk:
             rule=step.rule,
             shape=(None, *flow.shape),
         )
+
+
+def _refuse_different_batches(graph: GraphProto) -> None:
+    """Samples of one input could be regrouped by the batch size of another."""
+    axes = [value.type.tensor_type.shape.dim[0] for value in graph.input]
+    stated = {dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in axes}
+    if len(axes) > 1 and (len(stated) > 1 or "" in stated):
+        message = f"the inputs' batch axes are not the same: {sorted(map(str, stated))}"
+        hint = "give axis 0 of every input the same name or size"
+        raise Refused([Refusal("LIP005", graph.input[0].name, "input", message, hint)])
 
 
 def norm_weaker(norm: Norm, than: Norm) -> bool:

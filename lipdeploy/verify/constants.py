@@ -26,7 +26,7 @@ def evaluate(call: Call) -> Constant | None:
     function = EXACT.get(call.op) if not call.domain else None
     if function is None or len(call.output_names) != 1:
         raise call.refuse("LIP017", "computes a constant inside the graph, which the verifier does not evaluate")
-    arrays = [value.array for value in values if isinstance(value, Constant)]
+    arrays = [value.array if isinstance(value, Constant) else None for value in values]
     try:
         return _named(call, function(call, *arrays))
     except (ValueError, IndexError, TypeError) as error:
@@ -96,11 +96,18 @@ def _squeeze(call: Call, array: Numbers, axes: Numbers | None = None) -> Numbers
     return np.squeeze(array, None if axes is None else tuple(int(axis) for axis in axes.reshape(-1)))
 
 
-def _slice(call: Call, array: Numbers, starts: Numbers, ends: Numbers, axes: Numbers, steps: Numbers | None = None) -> Numbers:
+def _slice(
+    call: Call,
+    array: Numbers,
+    starts: Numbers,
+    ends: Numbers,
+    axes: Numbers | None = None,
+    steps: Numbers | None = None,
+) -> Numbers:
     if steps is not None and np.any(steps < 1):
         raise call.refuse("LIP017", "slices a constant backwards")
     index: list[slice] = [slice(None)] * array.ndim
-    for i, axis in enumerate(axes.reshape(-1)):
+    for i, axis in enumerate(np.arange(starts.size) if axes is None else axes.reshape(-1)):
         step = 1 if steps is None else int(steps.reshape(-1)[i])
         index[int(axis)] = slice(int(starts.reshape(-1)[i]), int(ends.reshape(-1)[i]), step)
     return array[tuple(index)]
@@ -118,11 +125,15 @@ def _transpose(call: Call, array: Numbers) -> Numbers:
 
 def _integer(operation: Callable[[int, int], int]) -> Callable[..., Numbers]:
     def apply(call: Call, first: Numbers, second: Numbers) -> Numbers:
-        whole = all(isinstance(n, (int, np.integer)) for array in (first, second) for n in array.reshape(-1).tolist())
+        whole = all(isinstance(n, int) for array in (first, second) for n in array.reshape(-1).tolist())
         if not whole:
             raise call.refuse("LIP017", "computes with the batch size or with floats inside the graph")
+        types = {np.dtype(np.int64) if array.dtype == object else array.dtype for array in (first, second)}
         result = np.frompyfunc(operation, 2, 1)(first.astype(object), second.astype(object))
-        return np.asarray(result, dtype=np.int64)
+        limits = np.iinfo(next(iter(types)))
+        if len(types) > 1 or any(not limits.min <= n <= limits.max for n in np.ravel(result).tolist()):
+            raise call.refuse("LIP017", "integer arithmetic that mixes types or wraps around")
+        return np.asarray(result, dtype=limits.dtype)
 
     return apply
 
@@ -142,4 +153,3 @@ EXACT: dict[str, Callable[..., Numbers]] = {
     "Sub": _integer(lambda a, b: a - b),
     "Mul": _integer(lambda a, b: a * b),
 }
-

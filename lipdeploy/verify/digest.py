@@ -60,7 +60,11 @@ def _signature(value: ValueInfoProto) -> tuple[object, ...]:
 
 def _tensor(sink: Any, tensor: onnx.TensorProto) -> None:
     array = numpy_helper.to_array(tensor)
-    data = array.astype(array.dtype.newbyteorder("<")).tobytes() if array.dtype != object else repr(array.tolist()).encode()
+    data = (
+        array.astype(array.dtype.newbyteorder("<")).tobytes()
+        if array.dtype != object
+        else repr(array.tolist()).encode()
+    )
     _put(sink, "tensor", tensor.name, tensor.data_type, list(array.shape), data)
 
 

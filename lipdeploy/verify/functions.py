@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import onnx
 from onnx import FunctionProto, ModelProto
 from onnx.inliner import inline_selected_functions
 
@@ -27,19 +28,24 @@ def inlined(proto: ModelProto) -> ModelProto:
         return proto
     _refuse_recursion(foreign)
     _refuse_other_opsets(proto, foreign)
-    return inline_selected_functions(proto, [(f.domain, f.name) for f in foreign])
+    _refuse_default_attributes(proto, foreign)
+    try:
+        return inline_selected_functions(proto, [(f.domain, f.name) for f in foreign])
+    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
+        raise _refused("LIP008", foreign[0].name, f"the model's functions cannot be inlined: {error}") from error
 
 
 def check_bodies(proto: ModelProto, element_types: Iterable[int]) -> None:
     """Refuse (LIP007) a lipdeploy function that is not, byte for byte, the generated one."""
     stated = {function.name: function for function in proto.functions if function.domain == DOMAIN}
-    if not stated:
-        return
     versions = {entry.domain: entry.version for entry in proto.opset_import}
-    if versions.get(DOMAIN) != VERSION:
+    if versions.get(DOMAIN, VERSION) != VERSION or (stated and DOMAIN not in versions):
         raise _refused("LIP020", DOMAIN, f"opset import of '{DOMAIN}' is {versions.get(DOMAIN)}, known is {VERSION}")
     opset = versions.get("", versions.get("ai.onnx", 0))
-    expected = {body.name: body for body in function_bodies(proto.graph, sorted(set(element_types)), opset)}
+    try:
+        expected = {body.name: body for body in function_bodies(proto.graph, sorted(set(element_types)), opset)}
+    except ValueError as error:
+        raise _refused("LIP007", DOMAIN, f"no body can be generated for this file: {error}") from error
     for name, function in stated.items():
         if name not in OPERATORS:
             raise _refused("LIP007", name, f"'{DOMAIN}' has no operator of this name")
@@ -50,7 +56,7 @@ def check_bodies(proto: ModelProto, element_types: Iterable[int]) -> None:
 
 
 def _bytes(function: FunctionProto) -> bytes:
-    return function.SerializeToString(deterministic=True)
+    return bytes(function.SerializeToString(deterministic=True))
 
 
 def _refuse_shadowing(function: FunctionProto) -> None:
@@ -82,14 +88,29 @@ def _refuse_recursion(functions: list[FunctionProto]) -> None:
 
 
 def _refuse_other_opsets(proto: ModelProto, functions: list[FunctionProto]) -> None:
-    model = {entry.domain: entry.version for entry in proto.opset_import}
+    model = {_standard(entry.domain): entry.version for entry in proto.opset_import}
     for function in functions:
         for entry in function.opset_import:
-            if model.get(entry.domain, entry.version) != entry.version:
+            if model.get(_standard(entry.domain), entry.version) != entry.version:
                 raise _refused("LIP020", function.name, f"uses another version of '{entry.domain}' than the model")
+
+
+def _standard(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _refuse_default_attributes(proto: ModelProto, functions: list[FunctionProto]) -> None:
+    """onnx's inliner drops defaults that the runtime applies, so every call must give every attribute itself."""
+    attributes = {(f.domain, f.name): set(f.attribute) for f in functions}
+    for function in functions:
+        if function.attribute_proto:
+            raise _refused("LIP002", function.name, "has default attribute values")
+    for graph_nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for node in graph_nodes:
+            expected = attributes.get((node.domain, node.op_type))
+            if expected is not None and {a.name for a in node.attribute} != expected:
+                raise _refused("LIP002", node.op_type, f"is called without some of its attributes {sorted(expected)}")
 
 
 def _refused(code: str, name: str, message: str) -> Refused:
     return Refused([Refusal(code, name, "function", message)])
-
-

@@ -81,7 +81,7 @@ BATCH = _Batch()
 
 @dataclass(frozen=True)
 class Call:
-    """One node, as a rule sees it."""
+    """One node, as a rule sees it. ``batch`` is the number of samples where the file fixes it."""
 
     name: str
     op: str
@@ -92,6 +92,7 @@ class Call:
     output_names: tuple[str, ...]
     inputs: tuple[Value | None, ...] = ()
     norms: tuple[Norm, ...] = ()
+    batch: int | None = None
     producer: Callable[[str], Call | None] = field(default=lambda name: None, repr=False, compare=False)
 
     def refuse(self, code: str, message: str, hint: str = "") -> Refused:
@@ -170,13 +171,20 @@ class Call:
             raise self.refuse("LIP013", f"axis {axis} is outside a tensor of rank {rank}")
         return axis % rank
 
-    def with_inputs(self, inputs: Sequence[Value | None]) -> Call:
+    def with_inputs(self, inputs: Sequence[Value | None], batch: int | None = None) -> Call:
         """The same node with its inputs' values."""
-        return replace(self, inputs=tuple(inputs))
+        return replace(self, inputs=tuple(inputs), batch=batch)
+
+    def is_batch(self, size: object) -> bool:
+        """Whether an entry of a target shape stands for the number of samples."""
+        return size is BATCH or (self.batch is not None and size == self.batch)
 
 
 def read_constant(tensor: TensorProto) -> Constant:
     """A stored tensor as an exact array; refused (LIP003) when a float in it is not finite."""
+    typed = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
+    if tensor.HasField("raw_data") and any(typed):
+        raise Refused([Refusal("LIP013", tensor.name, "initializer", "the tensor is stored twice, raw and typed")])
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # onnx raises many types here; none of them is a verdict
@@ -219,6 +227,7 @@ def calls(graph: GraphProto, opsets: Mapping[str, int], norms: tuple[Norm, ...])
 
 def _stored_names(graph: GraphProto) -> set[str]:
     names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
+    _refuse_bytes([*names, *(output.name for output in graph.output)])
     doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if doubled:
         message = "is both an input and an initializer, or stored twice: a caller could replace a verified weight"
@@ -228,7 +237,15 @@ def _stored_names(graph: GraphProto) -> set[str]:
     return set(names)
 
 
+def _refuse_bytes(names: Sequence[object]) -> None:
+    """protobuf hands out text that is not UTF-8 as bytes."""
+    for name in names:
+        if not isinstance(name, str):
+            raise Refused([Refusal("LIP013", repr(name), "", "a name in the file is not UTF-8 text")])
+
+
 def _call(node: NodeProto, index: int, opsets: Mapping[str, int], norms: tuple[Norm, ...]) -> Call:
+    _refuse_bytes([node.name, node.op_type, node.domain, *node.input, *node.output])
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     call = Call(
         name=node.name or f"#{index}",

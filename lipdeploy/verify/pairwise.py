@@ -32,21 +32,19 @@ def pair_bounds(
     pairs = np.full((classes, classes), best.value)
     np.fill_diagonal(pairs, 0.0)
     last = _last_linear(name, {out: call for call in calls for out in call.output_names}, values)
-    if last is None or classes * last[0].size > WORK_LIMIT:
+    if last is None or len(last[0]) != classes or classes * last[0].size > WORK_LIMIT:
         return pairs
     weight, body = last
     for row in range(classes):
         differences = weight - weight[row]
         for norm, bound in body.lipschitz.items():
             pairs[row] = np.minimum(pairs[row], np.nextafter(_dual_norms(differences, norm) * bound.value, np.inf))
-    pairs = np.maximum(pairs, pairs.T)
+    pairs = np.asarray(np.maximum(pairs, pairs.T), dtype=np.float64)
     np.fill_diagonal(pairs, 0.0)
     return pairs
 
 
-def _last_linear(
-    name: str, producers: Mapping[str, Call], values: Mapping[str, Value]
-) -> tuple[Array, Flow] | None:
+def _last_linear(name: str, producers: Mapping[str, Call], values: Mapping[str, Value]) -> tuple[Array, Flow] | None:
     """(weight as (classes, features), input) of the linear layer that the graph ends in."""
     call = producers.get(name)
     if call is not None and call.op == "Add" and not call.domain:

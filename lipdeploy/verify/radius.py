@@ -40,7 +40,7 @@ def input_norm_up(x: np.ndarray[Any, Any], norm: str) -> Array:
     rows = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
     kind = norm_pair(norm)[0]
     if kind is Norm.LINF:
-        return np.abs(rows).max(axis=1, initial=0.0)
+        return np.asarray(np.abs(rows).max(axis=1, initial=0.0))
     if kind is Norm.L1:
         return absolute_sums(rows, 1)
     return _up(np.sqrt(square_sums(rows, 1)))
@@ -65,7 +65,9 @@ def certified_rows(
         raise InputError(f"class scores must have shape (batch, classes), found {list(scores.shape)}")
     with np.errstate(all="ignore"):
         if scores.shape[1] == 1:
-            return _one_logit(scores[:, 0], np.asarray(input_norms, np.float64), float(pairwise[0, 0]), error, guarantee)
+            return _one_logit(
+                scores[:, 0], np.asarray(input_norms, np.float64), float(pairwise[0, 0]), error, guarantee
+            )
         return _many_logits(scores, np.asarray(input_norms, np.float64), np.asarray(pairwise), error, guarantee)
 
 
@@ -77,7 +79,11 @@ def _many_logits(scores: Array, norms: Array, pairs: Array, error: ErrorBound, g
     radii[rows, label] = np.inf
     gaps[rows, label] = np.inf
     usable = np.all(np.isfinite(scores), axis=1)
-    return CertifiedRows(label, np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0), _capped(radii.min(axis=1), norms, usable, error))
+    return CertifiedRows(
+        label,
+        np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0),
+        _capped(radii.min(axis=1), norms, usable, error),
+    )
 
 
 def _one_logit(scores: Array, norms: Array, constant: float, error: ErrorBound, guarantee: str) -> CertifiedRows:

@@ -91,21 +91,24 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
 
 def _read_file(path: Path, limit: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: not a regular file", hint="give the path of an .onnx file")
-            data = file.read(limit + 1)
+            if status.st_size > limit:
+                raise InputError(f"{path}: larger than {limit} bytes", hint="store the weights as external data")
+            data = file.read(status.st_size)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}", hint="check the path and its permissions") from error
-    if len(data) > limit:
-        raise InputError(f"{path}: larger than {limit} bytes", hint="store the weights as external data")
+    if len(data) != status.st_size:
+        raise InputError(f"{path}: changed while it was read", hint="try again when nobody writes to it")
     return data
 
 
 def _parse(path: str, data: bytes) -> ModelProto:
     hint = "export it again, or check that the file was copied whole"
     try:
-        proto = ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
         raise InputError(f"{path}: not an ONNX model (it does not parse, or is cut off)", hint=hint) from error
     if not proto.ir_version or not proto.opset_import or not proto.graph.output:
@@ -120,16 +123,19 @@ def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes]) -
     if unknown or len(stated) != len(entries) or "location" not in stated:
         raise _refused(tensor, f"external data has missing, duplicate or unknown keys {sorted(unknown)}")
     content = _external_file(tensor, stated["location"], folder, files)
-    try:
-        offset = int(stated.get("offset", "0"))
-        length = int(stated.get("length", len(content) - offset))
-    except ValueError as error:
-        raise _refused(tensor, "offset and length of external data must be integers") from error
-    if offset < 0 or length < 0 or offset + length > len(content):
+    offset = _digits(tensor, stated.get("offset", "0"))
+    length = _digits(tensor, stated["length"]) if "length" in stated else len(content) - offset
+    if length < 0 or offset + length > len(content):
         raise _refused(tensor, f"bytes {offset} to {offset + length} lie outside '{stated['location']}'")
     tensor.raw_data = content[offset : offset + length]
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _digits(tensor: TensorProto, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise _refused(tensor, f"offset and length of external data must be plain numbers, not {text!r}")
+    return int(text)
 
 
 def _external_file(tensor: TensorProto, location: str, folder: Path | None, files: dict[str, bytes]) -> bytes:

@@ -9,9 +9,11 @@ groups are diagonal blocks (max, not product). docs/mathematics.md, D1–D3.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from lipdeploy.verify.operator_norm.psd import SQRT2_UP, ProofFailed, largest_ei
 from lipdeploy.verify.operator_norm.sums import TINY, Array, absolute_sums, inflate_array, square_sum
 from lipdeploy.verify.rounding import add_up, gamma_up, mul_up, sqrt_up
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+EXPLICIT_SIZE = 1024
+EXPLICIT_ENTRIES = 4_000_000
 CHUNK_ENTRIES = 4_000_000
 MARGIN = 1e-10
 POWER_STEPS = 20
@@ -65,13 +70,11 @@ class Convolution:
         A row of the operator holds (part of) one output channel's kernel, a column (part of) one input channel's.
         """
         rows = self.kernel.reshape(self.kernel.shape[0], -1)
-        gains = {
-            pair: bound for pair, bound in cheap_gains(rows, norms).items() if pair[1] is Norm.LINF
-        }
+        gains = {pair: bound for pair, bound in cheap_gains(rows, norms).items() if pair[1] is Norm.LINF}
         if Norm.L1 in norms:
             gains[Norm.L1, Norm.L1] = max(_column_sums(block) for block in self.blocks)
         if Norm.L2 in norms:
-            gains[Norm.L2, Norm.L2] = max(symbol_norm_up(block, self.torus) for block in self.blocks)
+            gains[Norm.L2, Norm.L2] = self.spectral_norm_up()
         return gains
 
     def adjoint_gains(self, norms: tuple[Norm, ...]) -> Gains:
@@ -81,8 +84,28 @@ class Convolution:
             rows = self.kernel.reshape(self.kernel.shape[0], -1)
             gains[Norm.L1, Norm.L1] = Bound(float(absolute_sums(rows, 1).max(initial=0.0)))
         if Norm.L2 in norms:
-            gains[Norm.L2, Norm.L2] = max(symbol_norm_up(block, self.torus) for block in self.blocks)
+            gains[Norm.L2, Norm.L2] = self.spectral_norm_up()
         return gains
+
+    def spectral_norm_up(self) -> Bound:
+        """Small operators are written out, which is tight; larger ones are embedded in a torus (Lemma D1)."""
+        outputs, inputs = (self.kernel.shape[i] * math.prod(n) for i, n in ((0, self.outputs), (1, self.image)))
+        if min(outputs // self.groups, inputs) <= EXPLICIT_SIZE and outputs // self.groups * inputs <= EXPLICIT_ENTRIES:
+            return max(spectral_norm_up(self._matrix(part)) for part in np.split(self.kernel, self.groups, axis=0))
+        return max(symbol_norm_up(block, self.torus) for block in self.blocks)
+
+    def _matrix(self, kernel: Array) -> Array:
+        """The operator of one group: (out channels × outputs, in channels × image)."""
+        matrix = np.zeros((kernel.shape[0], *self.outputs, kernel.shape[1], *self.image))
+        for output in np.ndindex(*self.outputs):
+            for tap in np.ndindex(*kernel.shape[2:]):
+                pixel = tuple(
+                    o * s + t * d - pad[0]
+                    for o, s, t, d, pad in zip(output, self.strides, tap, self.dilations, self.pads, strict=True)
+                )
+                if all(0 <= p < n for p, n in zip(pixel, self.image, strict=True)):
+                    matrix[(slice(None), *output, slice(None), *pixel)] = kernel[(slice(None), slice(None), *tap)]
+        return matrix.reshape(kernel.shape[0] * math.prod(self.outputs), -1)
 
     def absolute_gains(self, gains: Gains) -> Gains:
         """Gains of the convolution with |kernel|: its symbol is largest at frequency 0 (Lemma D3)."""
@@ -164,12 +187,11 @@ def _frequency_chunks(kernel: Array, torus: tuple[int, ...]) -> Iterator[tuple[A
         yield _phases(grid[start : start + step], taps, torus)
 
 
-def _lexicographic(grid: np.ndarray, torus: tuple[int, ...]) -> np.ndarray:  # type: ignore[type-arg]
-    index: np.ndarray = np.ravel_multi_index(tuple(grid.T), torus)  # type: ignore[type-arg]
-    return index
+def _lexicographic(grid: Indices, torus: tuple[int, ...]) -> Indices:
+    return np.asarray(np.ravel_multi_index(tuple(grid.T), torus))
 
 
-def _phases(grid: np.ndarray, taps: np.ndarray, torus: tuple[int, ...]) -> tuple[Array, Array]:  # type: ignore[type-arg]
+def _phases(grid: Indices, taps: Indices, torus: tuple[int, ...]) -> tuple[Array, Array]:
     cos: Array = np.ones((len(grid), taps.shape[1]))
     sin: Array = np.zeros_like(cos)
     for axis, count in enumerate(torus):
@@ -193,7 +215,10 @@ def _chunk_bound(symbol: tuple[Array, Array], tau: float) -> tuple[float, float]
     cross = imaginary @ np.swapaxes(real, -1, -2)
     gram_im = cross - np.swapaxes(cross, -1, -2)
     squares = np.square(real).sum(axis=(-2, -1)) + np.square(imaginary).sum(axis=(-2, -1))
-    error = inflate_array(squares, 2 * inner * real.shape[-2]) * mul_up(2.0, gamma_up(inner + 2)) + 4.0 * real[0].size * TINY
+    error = (
+        inflate_array(squares, 2 * inner * real.shape[-2]) * mul_up(2.0, gamma_up(inner + 2))
+        + 4.0 * real[0].size * TINY
+    )
     if not (np.all(np.isfinite(gram_re)) and np.all(np.isfinite(error))):
         raise ProofFailed("the kernel's symbol overflowed")
     tau = max(tau, _guess(gram_re, gram_im) * (1.0 + MARGIN))

@@ -94,6 +94,20 @@ def elu(call: Call) -> Step:
     return Step(call.flow().shape, (diagonal(gain),), "max(1, |alpha|)", rounding=None)
 
 
+@rule("Selu", attributes=("alpha", "gamma"))
+def selu(call: Call) -> Step:
+    """γx for x > 0, γα(eˣ − 1) below: |γ|·max(1, |α|)."""
+    alpha, gamma = abs(call.real("alpha", 1.6732631921768188)), abs(call.real("gamma", 1.0507010221481323))
+    gain = Bound(gamma) * Bound(max(1.0, alpha))
+    return Step(call.flow().shape, (diagonal(gain),), "|gamma|·max(1, |alpha|)", rounding=None)
+
+
+@rule("HardSwish")
+def hard_swish(call: Call) -> Step:
+    """x·min(max(x/6 + 1/2, 0), 1): slopes in [−1/2, 3/2]."""
+    return Step(call.flow().shape, (diagonal(Bound(1.5)),), "largest slope", rounding=None)
+
+
 @rule("Celu", attributes=("alpha",))
 def celu(call: Call) -> Step:
     """max(0, x) + min(0, α(e^{x/α} − 1)) with α > 0: 1-Lipschitz."""
@@ -125,6 +139,7 @@ def softmax(call: Call) -> Step:
 @rule("Dropout", attributes=("seed",), inputs=3, outputs=1)
 def dropout(call: Call) -> Step:
     """The identity outside training."""
+    call.constant(1)  # the ratio plays no part outside training
     training = call.constant(2)
     if training is not None and bool(training.array.any()):
         raise call.refuse("LIP009", "training_mode is true")
@@ -135,5 +150,3 @@ def dropout(call: Call) -> Step:
 def identity(call: Call) -> Step:
     """1 in every norm."""
     return one_lipschitz(call.flow().shape, "identity", EXACT)
-
-

@@ -130,7 +130,9 @@ def conv_transpose(call: Call) -> Step:
         raise call.refuse("LIP002", "negative pads, strides or dilations")
     size = tuple(
         (n - 1) * s + (k - 1) * d + 1 + e - pads[i] - pads[i + axes]
-        for i, (n, s, k, d, e) in enumerate(zip(flow.shape[1:], strides, kernel.shape[2:], dilations, extra, strict=True))
+        for i, (n, s, k, d, e) in enumerate(
+            zip(flow.shape[1:], strides, kernel.shape[2:], dilations, extra, strict=True)
+        )
     )
     if min(size, default=1) < 1:
         raise call.refuse("LIP013", f"the output would have size {list(size)}")
@@ -178,8 +180,9 @@ def _channel_bias(call: Call, channels: int, positions: int) -> PerNorm:
 
 def repeated(norms: PerNorm, positions: int) -> PerNorm:
     """Norms of a vector whose every entry occurs ``positions`` times."""
-    return {norm: constant_norm(norm, bound, positions) if norm is not Norm.LINF else bound
-            for norm, bound in norms.items()}
+    return {
+        norm: constant_norm(norm, bound, positions) if norm is not Norm.LINF else bound for norm, bound in norms.items()
+    }
 
 
 @rule("BatchNormalization", attributes=("epsilon", "momentum", "training_mode", "spatial"), inputs=5)
@@ -205,5 +208,3 @@ def batch_normalization(call: Call) -> Step:
 def _slope_up(gain: float, variance: float, epsilon: float) -> float:
     root = down(math.sqrt(down(variance + epsilon)))
     return div_up(abs(float(gain)), root)
-
-

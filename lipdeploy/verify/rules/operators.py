@@ -87,9 +87,7 @@ def steepest(coefficients: Array, spacing: float) -> float:
     return fraction_up(max(exact) / Fraction(spacing))
 
 
-def _at_zero(
-    coefficients: Array, lower: float, spacing: float, slope: Bound, size: int
-) -> dict[Norm, Bound]:
+def _at_zero(coefficients: Array, lower: float, spacing: float, slope: Bound, size: int) -> dict[Norm, Bound]:
     """|s(0)| ≤ |c_k| + slope·|t_k| for the knot t_k nearest to 0."""
     knot = min(max(round(-lower / spacing), 0), coefficients.shape[1] - 1)
     distance = fraction_up(abs(Fraction(lower) + knot * Fraction(spacing)))

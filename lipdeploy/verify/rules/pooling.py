@@ -28,8 +28,8 @@ def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
     window = windows(call, shape[1:], kernel)
     if call.integer("ceil_mode", 0) and not _ceil_changes_nothing(window, kernel):
         raise call.refuse("LIP002", "ceil_mode adds windows that reach past the padding")
-    if any(max(pad) >= (k - 1) * d + 1 for pad, k, d in zip(window.pads, kernel, window.dilations, strict=True)):
-        raise call.refuse("LIP002", "the padding is as large as the window")
+    if any(not inside for axis, taps in enumerate(kernel) for inside in _inside(window, axis, taps)):
+        raise call.refuse("LIP002", "a window lies wholly in the padding")
     return shape[0], window, kernel
 
 
@@ -44,10 +44,8 @@ def _ceil_changes_nothing(window: Windows, kernel: tuple[int, ...]) -> bool:
 def max_pool(call: Call) -> Step:
     """An entry lies in at most Π c windows, c = ⌈k / (s / gcd(s, d))⌉ per axis: √Πc, 1, Πc. Padding is −∞."""
     channels, window, kernel = _pool_windows(call)
-    copies = math.prod(
-        -(-k // (s // math.gcd(s, d))) for k, s, d in zip(kernel, window.strides, window.dilations, strict=True)
-    )
-    gains = per_norm(Bound(float(copies)), Bound(sqrt_up(float(copies))), ONE)
+    copies = float(_coverage(window, kernel))
+    gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), ONE)
     return Step((channels, *window.outputs), (gains,), "window coverage", rounding=EXACT)
 
 
@@ -66,15 +64,35 @@ def average_pool(call: Call) -> Step:
 
 def _averaging_matrix(window: Windows, axis: int, taps: int, include_pad: bool) -> Array:
     """(outputs, inputs); stored weights 1/count err by u relative, which ``average_pool`` adds to the norm."""
-    size, begin = window.inputs[axis], window.pads[axis][0]
-    matrix = np.zeros((window.outputs[axis], size))
-    for row in range(window.outputs[axis]):
-        start = row * window.strides[axis] - begin
-        columns = [start + tap * window.dilations[axis] for tap in range(taps)]
-        inside = [column for column in columns if 0 <= column < size]
-        if inside:
-            matrix[row, inside] = 1.0 / (taps if include_pad else len(inside))
+    matrix = np.zeros((window.outputs[axis], window.inputs[axis]))
+    for row, columns in enumerate(_inside(window, axis, taps)):
+        matrix[row, columns] = 1.0 / (taps if include_pad else len(columns))
     return matrix
+
+
+def _inside(window: Windows, axis: int, taps: int) -> list[list[int]]:
+    """For every window along one axis, the pixels it reads."""
+    size, begin, dilation = window.inputs[axis], window.pads[axis][0], window.dilations[axis]
+    starts = (row * window.strides[axis] - begin for row in range(window.outputs[axis]))
+    return [[s + t * dilation for t in range(taps) if 0 <= s + t * dilation < size] for s in starts]
+
+
+@rule("LpPool", attributes=(*POOL, "p"))
+def l2_pool(call: Call) -> Step:
+    """‖window‖₂ moves no further than the window: √c in ℓ2, √k in ℓ∞, c in ℓ1 (k taps, an entry in c windows)."""
+    if call.integer("p", 2) != 2:
+        raise call.refuse("LIP002", "only p = 2 has a rule")
+    channels, window, kernel = _pool_windows(call)
+    copies = float(_coverage(window, kernel))
+    gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), Bound(sqrt_up(float(math.prod(kernel)))))
+    return Step((channels, *window.outputs), (gains,), "ℓ2 pooling", rounding=None)
+
+
+def _coverage(window: Windows, kernel: tuple[int, ...]) -> int:
+    """In how many windows an entry can lie."""
+    return math.prod(
+        -(-k // (s // math.gcd(s, d))) for k, s, d in zip(kernel, window.strides, window.dilations, strict=True)
+    )
 
 
 def _means(count: int) -> Rounding:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from lipdeploy.verify.bound import ONE, Bound
-from lipdeploy.verify.graph import BATCH, Call, Constant
+from lipdeploy.verify.graph import BATCH, FLOATS, Call, Constant, Numbers
 from lipdeploy.verify.norms import Norm, constant_norm, diagonal, per_norm, replication
 from lipdeploy.verify.operator_norm.sums import largest
 from lipdeploy.verify.rounding import sqrt_up
@@ -17,9 +17,10 @@ from lipdeploy.verify.rules.registry import rule
 from lipdeploy.verify.step import EXACT, Rounding, Step, one_lipschitz
 
 #: Integer types whose every value a float type holds exactly.
+NARROW = {np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16, np.bool_)}
 EXACT_INTEGERS = {
-    np.dtype(np.float32): {np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16, np.bool_)},
-    np.dtype(np.float64): {np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.bool_)},
+    np.dtype(np.float32): NARROW,
+    np.dtype(np.float64): NARROW | {np.dtype(np.uint32), np.dtype(np.int32)},
 }
 
 
@@ -27,11 +28,11 @@ def reshaped(call: Call, target: Sequence[object]) -> tuple[int, ...]:
     """Shape per sample after a reshape to ``target`` (batch axis first); refused when samples would be mixed."""
     size = call.flow().size
     dims: list[object] = list(target)
-    batch_kept = bool(dims) and (dims[0] is BATCH or dims[0] == -1)
+    batch_kept = bool(dims) and (call.is_batch(dims[0]) or dims[0] == -1)
     rest = [int(dim) for dim in dims[1:] if isinstance(dim, (int, np.integer))]
     if not batch_kept or len(rest) != len(dims) - 1:
         raise call.refuse("LIP005", f"the target shape {target} does not keep the batch axis in place")
-    if rest.count(-1) == 1 and dims[0] is BATCH:
+    if rest.count(-1) == 1 and call.is_batch(dims[0]):
         known = -math.prod(rest)
         rest[rest.index(-1)] = size // known if known and size % known == 0 else -1
     if min(rest, default=1) < 0 or math.prod(rest) != size:
@@ -56,7 +57,8 @@ def reshape(call: Call) -> Step:
 def flatten(call: Call) -> Step:
     """A renaming of entries; axis must be 1."""
     flow = call.flow()
-    if call.axis("axis", 1, len(flow.shape) + 2) != 1:
+    axis, rank = call.integer("axis", 1), len(flow.shape) + 1
+    if (axis if axis >= 0 else axis + rank) != 1:
         raise call.refuse("LIP005", "only axis=1 keeps the samples apart")
     return one_lipschitz((flow.size,), "permutation")
 
@@ -125,7 +127,7 @@ def depth_space(call: Call) -> Step:
 def cast(call: Call) -> Step:
     """The identity on the values; to a narrower float it rounds once. Integers must fit the float type exactly."""
     flow, kind = call.flow(), call.integer("to")
-    target = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.DOUBLE: np.dtype(np.float64)}.get(kind)
+    target = FLOATS.get(kind)
     if target is None:
         name = TensorProto.DataType.Name(kind) if kind in TensorProto.DataType.values() else str(kind)
         raise call.refuse("LIP015", f"converts an activation from {flow.dtype} to {name}")
@@ -164,6 +166,8 @@ def split(call: Call) -> list[Step]:
     if axis == 0:
         raise call.refuse("LIP005", "splits the batch axis")
     size, pieces = flow.shape[axis - 1], len(call.output_names)
+    if call.integer("num_outputs", pieces) != pieces:
+        raise call.refuse("LIP013", f"num_outputs differs from its {pieces} outputs")
     stated = call.constant(1)
     if stated is not None:
         sizes = [int(n) for n in stated.array.reshape(-1)]
@@ -230,7 +234,7 @@ def expand(call: Call) -> Step:
     flow = call.flow(0)
     target = call.required_constant(1).array.reshape(-1).tolist()
     whole = [BATCH, *flow.shape]
-    if len(target) > len(whole) or (len(target) == len(whole) and target[0] not in (1, BATCH)):
+    if len(target) > len(whole) or (len(target) == len(whole) and target[0] != 1 and not call.is_batch(target[0])):
         raise call.refuse("LIP005", f"expands to {target}, which reaches the batch axis")
     sample = target[1:] if len(target) == len(whole) else target
     try:
@@ -272,16 +276,18 @@ def _pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:
     return [pads.get(axis, (0, 0)) for axis in range(1, rank)]
 
 
-def _padded(call: Call, size: int, begin: int, end: int, mode: str) -> np.ndarray:  # type: ignore[type-arg]
+def _padded(call: Call, size: int, begin: int, end: int, mode: str) -> Numbers:
     """For every output position of one axis the input position it shows, −1 for the constant."""
     if max(-begin, 0) + max(-end, 0) >= size or max(begin, end) > (size - 1 if mode == "reflect" else 10 * size + 64):
         raise call.refuse("LIP002", f"pads ({begin}, {end}) do not fit an axis of size {size} in mode {mode}")
+    if mode != "constant" and min(begin, end) < 0:
+        raise call.refuse("LIP002", f"negative pads in mode {mode}")
     kept = np.arange(max(-begin, 0), size - max(-end, 0))
     widths = (max(begin, 0), max(end, 0))
     if mode == "constant":
         return np.pad(kept, widths, constant_values=-1)
-    padded: np.ndarray = np.pad(kept, widths, mode=mode)  # type: ignore[type-arg,call-overload]
-    return padded
+    mirrored: Numbers = np.pad(kept, widths, mode=mode)  # type: ignore[call-overload]
+    return mirrored
 
 
 @rule("TopK", attributes=("axis", "largest", "sorted"), inputs=2, outputs=2)
@@ -297,5 +303,3 @@ def top_k(call: Call) -> Step:
     if len(count) != 1 or not 1 <= count[0] <= flow.shape[axis - 1]:
         raise call.refuse("LIP013", f"k={count} for an axis of size {flow.shape[axis - 1]}")
     return one_lipschitz((*flow.shape[: axis - 1], count[0], *flow.shape[axis:]), "sorting")
-
-

@@ -1,0 +1,46 @@
+"""docs/rules.md, from the rule registry. ``tools/docs.py`` writes and checks it."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import groupby
+from pathlib import Path
+
+from lipdeploy.verify.motifs import MOTIFS
+from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES, Rule
+
+PAGE = Path(__file__).parent.parent / "docs" / "rules.md"
+HEAD = """# Rules
+
+Generated from the registry by `make docs`; edit the rules' docstrings instead. Gains are given for ℓ2, ℓ∞ and ℓ1 where
+they differ. Every rule refuses attributes it does not list, and anything that touches the batch axis.
+The lemmas are in [mathematics.md](mathematics.md).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    rows = sorted(RULES.items(), key=lambda item: (item[1].function.__module__, item[1].name, item[0]))
+    parts = [HEAD]
+    for module, entries in groupby(rows, key=lambda item: item[1].function.__module__):
+        parts.append(f"\n## {module.rsplit('.', 1)[-1].capitalize()}\n")
+        parts.append("| operators | claim | attributes | deployed |\n| --- | --- | --- | --- |")
+        for function, group in groupby(entries, key=lambda item: item[1].function):
+            parts.append(_row(function, list(group)))
+    parts.append("\n## Motifs\n\nSub-graphs judged as a whole, when their structure matches exactly.\n")
+    parts.append("| ends in | claim |\n| --- | --- |")
+    for (domain, op), motifs in sorted(MOTIFS.items()):
+        parts += [f"| {domain or 'ai.onnx'}.{op} | **{m.__name__}**: {_summary(m)} |" for m in motifs]
+    parts.append("\n## Refused as not globally Lipschitz\n\n" + ", ".join(sorted(NOT_LIPSCHITZ)) + ".\n")
+    return "\n".join(parts)
+
+
+def _row(function: object, group: list[tuple[tuple[str, str], Rule]]) -> str:
+    operators = ", ".join(f"{domain}.{op}" if domain else op for (domain, op), _ in group)
+    attributes = ", ".join(sorted(group[0][1].attributes)) or "none"
+    known = "no" if "rounding=None" in inspect.getsource(function) else "yes"
+    return f"| {operators} | {_summary(function)} | {attributes} | {known} |"
+
+
+def _summary(function: object) -> str:
+    return " ".join((inspect.getdoc(function) or "").split()).replace("|", "\\|")

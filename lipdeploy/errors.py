@@ -119,7 +119,7 @@ REASONS: dict[str, Reason] = {
         "no deployed guarantee",
         "The rounding of an operator in this program is unknown, or its bound swallows every margin, so the radius "
         "cannot be promised for the float program that runs.",
-        'use certify="network" for the real-valued guarantee, or replace the operator',
+        "replace the operator by one whose rounding is known (docs/rules.md), or use session.run without a guarantee",
     ),
     "LIP019": Reason(
         "output is not a class score",

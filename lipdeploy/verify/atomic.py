@@ -14,6 +14,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises ``InputError`` when the folder cannot be written; an existing file is then untouched.
     """
+    path = path.resolve()  # a symbolic link stays one
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a regular file, it would be replaced", hint="choose another path")
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

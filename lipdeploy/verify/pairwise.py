@@ -38,7 +38,9 @@ def pair_bounds(
     for row in range(classes):
         differences = weight - weight[row]
         for norm, bound in body.lipschitz.items():
-            pairs[row] = np.minimum(pairs[row], np.nextafter(_dual_norms(differences, norm) * bound.value, np.inf))
+            lengths = _dual_norms(differences, norm)
+            upper = np.where(lengths > 0.0, np.nextafter(lengths * bound.value, np.inf), 0.0)
+            pairs[row] = np.minimum(pairs[row], upper)
     pairs = np.asarray(np.maximum(pairs, pairs.T), dtype=np.float64)
     np.fill_diagonal(pairs, 0.0)
     return pairs

@@ -12,6 +12,7 @@ closed ball is covered, and is zero unless the numerator exceeds 2⁻¹⁰⁰⁰
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class CertifiedRows:
 
 def input_norm_up(x: np.ndarray[Any, Any], norm: str) -> Array:
     """Upper bounds of the input norm of every row of ``x`` (batch, ...), as float64."""
-    rows = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    rows = np.asarray(x, dtype=np.float64).reshape(len(x), math.prod(np.shape(x)[1:]))
     kind = norm_pair(norm)[0]
     if kind is Norm.LINF:
         return np.asarray(np.abs(rows).max(axis=1, initial=0.0))
@@ -99,8 +100,8 @@ def _radii(gaps: Array, norms: Array, pairs: Array, error: ErrorBound, guarantee
     allowance = _up(float(errors * twice) * _up(error.c0 + _up(error.c1 * norms)))
     numerator = _down(gaps - allowance)
     denominator = _up(pairs + errors * error.c1) if guarantee == "deployed" else pairs
-    quotient = _down(_down(numerator / np.where(denominator > 0.0, denominator, 1.0)))
-    quotient = np.where(denominator > 0.0, quotient, np.inf)
+    quotient = _down(_down(numerator / np.where(denominator == 0.0, 1.0, denominator)))
+    quotient = np.where(denominator == 0.0, np.inf, quotient)
     return np.where(numerator > LEAST_NUMERATOR, np.maximum(quotient, 0.0), 0.0)
 
 

@@ -126,6 +126,8 @@ def conv_transpose(call: Call) -> Step:
     axes = len(flow.shape) - 1
     strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
     pads, extra = call.integers("pads", (0,) * 2 * axes), call.integers("output_padding", (0,) * axes)
+    if {len(strides), len(dilations), len(extra), len(pads) / 2} != {axes}:
+        raise call.refuse("LIP013", f"strides, dilations, pads and output_padding do not fit {axes} axes")
     if min((*pads, *extra, *(s - 1 for s in strides), *(d - 1 for d in dilations)), default=0) < 0:
         raise call.refuse("LIP002", "negative pads, strides or dilations")
     size = tuple(

@@ -1,0 +1,62 @@
+# Everything a person types. `make test` on a fresh clone needs Python 3.11+, g++, make and pip, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Every pip call takes the constraints, so that nothing moves torch.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CMAKE  := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+CUDA   ?= AUTO
+WORKERS ?= 2
+LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
+NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
+
+.PHONY: build venv library demo demo-fashion test check bench docs abi-check clean
+
+build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
+
+venv: $(VENV)/.installed
+
+# The install is editable, and CMake stays out of it: the library is built below, straight into the checkout, so
+# that `import lipdeploy` from the checkout and from the environment are the same files and the same library.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("lipdeploy needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing dependencies into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) -C wheel.cmake=false -e ".[all,dev]"
+	touch $@
+
+library: $(LIBRARY)
+
+$(LIBRARY): $(NATIVE_SOURCES) | venv
+	@mkdir -p build
+	$(CMAKE) -S . -B build/checkout -G Ninja -DCMAKE_BUILD_TYPE=Release -DLIPDEPLOY_CUDA=$(CUDA) \
+	    -DLIPDEPLOY_EMULATED=ON >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }
+	$(CMAKE) --build build/checkout
+	$(CMAKE) --install build/checkout --prefix . >/dev/null
+	touch $@
+
+demo: build           ## train, export, verify and certify both kinds of network on scikit-learn's digits
+	$(BIN)/python tools/demo.py
+
+demo-fashion: build   ## the same on 60,000 images (Debian's dataset-fashion-mnist, or LIPDEPLOY_DATA)
+	$(BIN)/python tools/demo.py --data fashion
+
+test: build           ## the whole suite; the last line is pytest's count
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -q
+
+check: venv           ## lint, format, types: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: build          ## every measurement in tools/bench
+	for script in tools/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+docs: build           ## the generated pages
+	$(BIN)/python tools/docs.py
+
+abi-check: build      ## the own ABI header against the official one: make abi-check ORT_HEADERS=DIR
+	LIPDEPLOY_ORT_HEADERS="$(ORT_HEADERS)" $(BIN)/python -m pytest -q tests/custom_ops/test_abi.py
+
+clean:
+	rm -rf build dist out $(VENV) lipdeploy/custom_ops_lib .pytest_cache .mypy_cache .ruff_cache .hypothesis

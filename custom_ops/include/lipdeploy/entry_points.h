@@ -1,0 +1,43 @@
+// The plain C functions of the operator library, for hosts other than ONNX Runtime and for tests.
+//
+// A tensor of any rank is seen as (outer, channels, inner) around its channel axis, contiguous. y may not overlap x.
+// Return value: 0 done; negative: bad arguments, nothing was written; positive (CUDA only): the cudaError_t of the launch.
+// T is f16, bf16, f32, f64. The CPU functions run on the calling thread; the CUDA ones enqueue on `stream`, and neither
+// allocate nor synchronise.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define LIPDEPLOY_EXPORT extern "C" __declspec(dllexport)
+#else
+#define LIPDEPLOY_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+#define LIPDEPLOY_BAD_ARGUMENT (-1)
+#define LIPDEPLOY_OUT_OF_MEMORY (-2)
+
+#define LIPDEPLOY_GROUP_SORT_ARGUMENTS                                                                       \
+  const void *x, void *y, int64_t outer, int64_t channels, int64_t inner, int64_t group_size, int64_t layout, \
+      int64_t descending
+// coefficients: (rows, knots), rows = 1 or channels
+#define LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS                                                                       \
+  const void *x, const void *coefficients, void *y, int64_t outer, int64_t channels, int64_t inner, int64_t rows, \
+      int64_t knots, float lower, float knot_spacing
+
+#define LIPDEPLOY_FOR_EACH_TYPE(DO) DO(f16, Float16) DO(bf16, BFloat16) DO(f32, Float32) DO(f64, Float64)
+
+#define LIPDEPLOY_DECLARE(T, Element)                                                                  \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_group_sort_##T##_cpu(LIPDEPLOY_GROUP_SORT_ARGUMENTS);              \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_group_sort_##T##_cuda(LIPDEPLOY_GROUP_SORT_ARGUMENTS, void* stream); \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS);        \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_##T##_cuda(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS, void* stream);
+LIPDEPLOY_FOR_EACH_TYPE(LIPDEPLOY_DECLARE)
+#undef LIPDEPLOY_DECLARE
+
+// Version of the operator set (the ONNX domain `lipdeploy`) that the library implements.
+LIPDEPLOY_EXPORT int32_t lipdeploy_ops_version(void);
+// Version of the package that the library was built from, for example "0.1.0".
+LIPDEPLOY_EXPORT const char* lipdeploy_ops_release(void);
+// 1 where the library contains the CUDA kernels (their functions above exist), else 0.
+LIPDEPLOY_EXPORT int32_t lipdeploy_ops_has_cuda(void);

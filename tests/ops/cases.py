@@ -1,0 +1,166 @@
+"""The one table of cases that drives every form of an operator: NumPy, function body, CPU kernel, CUDA kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto
+
+# Name in the C entry points, NumPy type, ONNX element type.
+TYPES: dict[str, tuple[np.dtype[Any], int]] = {
+    "f16": (np.dtype(np.float16), TensorProto.FLOAT16),
+    "bf16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16),
+    "f32": (np.dtype(np.float32), TensorProto.FLOAT),
+    "f64": (np.dtype(np.float64), TensorProto.DOUBLE),
+}
+
+
+@dataclass(frozen=True)
+class SortCase:
+    """A shape and the attributes of one GroupSort."""
+
+    shape: tuple[int, ...]
+    group_size: int
+    axis: int = 1
+    layout: int = 0
+    descending: int = 0
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        return {
+            "group_size": self.group_size,
+            "axis": self.axis,
+            "layout": self.layout,
+            "descending": self.descending,
+        }
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}-s{self.group_size}-a{self.axis}-{'strided' if self.layout else 'adjacent'}-{self.descending}"
+
+
+SORT_CASES = [
+    # every group size, both layouts, both orders, dense layers
+    *(
+        SortCase((3, 192), size, layout=layout, descending=descending)
+        for size in (1, 2, 3, 4, 8, 16, 64, 0)
+        for layout in (0, 1)
+        for descending in (0, 1)
+    ),
+    SortCase((2, 20), 5),
+    SortCase((2, 20), 5, layout=1, descending=1),
+    # images, with lanes that fill vectors and lanes that do not
+    *(SortCase((2, 16, 5, 7), size, layout=layout) for size in (1, 2, 4, 8, 16, 0) for layout in (0, 1)),
+    SortCase((2, 4, 32, 16), 2, descending=1),
+    SortCase((1, 8, 3, 100), 4, layout=1),
+    # any rank, any axis
+    SortCase((12,), 3, axis=0),
+    SortCase((12,), 2, axis=-1, layout=1),
+    SortCase((6, 4), 2, axis=0),
+    SortCase((4, 6, 5), 3, axis=-2),
+    SortCase((4, 5, 6), 2, axis=-1, layout=1),
+    SortCase((4, 5, 6), 0, axis=2, descending=1),
+    SortCase((2, 3, 4, 2, 3), 4, axis=2),
+    # larger than the networks and the shared memory of a block
+    SortCase((2, 300), 100),
+    SortCase((2, 300, 3), 150, layout=1, descending=1),
+    SortCase((1, 1000), 0),
+    SortCase((1, 20000), 0, descending=1),
+    # empty batches and empty maps
+    SortCase((0, 8), 2),
+    SortCase((0, 8, 3, 3), 4, layout=1),
+    SortCase((2, 8, 0, 3), 0),
+]
+
+
+@dataclass(frozen=True)
+class SplineCase:
+    """A shape and the attributes of one LinearSpline."""
+
+    shape: tuple[int, ...]
+    knots: int
+    shared: bool = False
+    lower: float = -1.0
+    knot_spacing: float = 0.1
+    axis: int = 1
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        # as an ONNX file stores them
+        return {
+            "lower": float(np.float32(self.lower)),
+            "knot_spacing": float(np.float32(self.knot_spacing)),
+            "axis": self.axis,
+        }
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.axis]
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}-K{self.knots}-{'shared' if self.shared else 'own'}-h{self.knot_spacing}-a{self.axis}"
+
+
+SPLINE_CASES = [
+    SplineCase((5, 33), 21),
+    SplineCase((5, 33), 21, shared=True),
+    SplineCase((3, 4, 5, 7), 51, lower=-0.1, knot_spacing=0.004),
+    SplineCase((2, 3, 70), 11, shared=True),
+    SplineCase((3, 4, 40), 2),
+    SplineCase((3, 4, 40), 3, lower=0.25, knot_spacing=7.0),
+    SplineCase((2, 6), 1025, lower=-3.0, knot_spacing=0.005859375),
+    SplineCase((9,), 5, axis=0),
+    SplineCase((4, 3, 5), 7, axis=-1),
+    SplineCase((4, 3, 5), 7, axis=-3, knot_spacing=1e-3),
+    SplineCase((0, 4), 5),
+    SplineCase((2, 4, 0), 5, shared=True),
+]
+
+
+def sort_input(case: SortCase, dtype: np.dtype[Any], *, special: bool, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Random values with ties; ``special`` adds ±0, ±Inf, subnormals and a few NaNs of either sign."""
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.standard_normal(case.shape) * 8, 1).astype(dtype)
+    return sprinkle(x, rng, nan_share=0.03) if special else x
+
+
+def spline_input(case: SplineCase, dtype: np.dtype[Any], *, special: bool, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Values inside and outside the knots, some exactly on a knot or one step beside it."""
+    rng = np.random.default_rng(seed)
+    width = (case.knots - 1) * case.knot_spacing
+    x = case.lower + width * rng.uniform(-0.5, 1.5, case.shape)
+    on_knot = rng.random(case.shape) < 0.3
+    knots = np.float32(case.lower) + rng.integers(0, case.knots, case.shape) * np.float32(case.knot_spacing)
+    x = np.where(on_knot, knots, x).astype(dtype)
+    return sprinkle(x, rng, nan_share=0.05) if special else x
+
+
+def spline_coefficients(case: SplineCase, dtype: np.dtype[Any], *, seed: int = 1) -> np.ndarray[Any, Any]:
+    """Random values; in the first channel both end intervals are flat."""
+    rng = np.random.default_rng(seed)
+    table = rng.standard_normal((1 if case.shared else case.channels, case.knots)).astype(dtype)
+    table[0, 0], table[0, -1] = table[0, 1], table[0, -2]
+    return table
+
+
+def sprinkle(x: np.ndarray[Any, Any], rng: np.random.Generator, nan_share: float) -> np.ndarray[Any, Any]:
+    """Replace some values by ±0, ±Inf, the smallest subnormal, and NaNs with sign and payload."""
+    tiny = np.ones((), np.dtype(f"i{x.dtype.itemsize}")).view(x.dtype)[()]
+    specials = np.array([0.0, -0.0, np.inf, -np.inf, tiny, -tiny], dtype=x.dtype)
+    x = np.where(rng.random(x.shape) < 0.3, specials[rng.integers(0, len(specials), x.shape)], x)
+    nans = (np.array([np.nan, -np.nan], dtype=x.dtype).view(f"i{x.dtype.itemsize}") + 1).view(x.dtype)
+    return np.where(rng.random(x.shape) < nan_share, nans[rng.integers(0, 2, x.shape)], x).astype(x.dtype)
+
+
+def bits(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bits of every value, for comparisons that see signs of zeros and NaN payloads."""
+    return np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}")
+
+
+def values(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The values as float64, for comparisons that see neither."""
+    return x.astype(np.float64)

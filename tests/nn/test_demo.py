@@ -1,0 +1,83 @@
+"""tools/demo.py: its data, its recipes on a crumb of it, and what it says when the data is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+import demo_data  # noqa: E402  (tools/ is not a package)
+import training  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def torch_settings() -> Iterator[None]:
+    """Training pins torch to one thread and to deterministic algorithms; other tests must not notice."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()) if path.suffix == ".gz" else header + values.tobytes())
+
+
+def test_idx_files_plain_or_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (3, 28, 28), np.uint8), np.array([1, 9, 4], np.uint8)
+    for part, suffix in (("train", ""), ("t10k", ".gz")):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte{suffix}", images)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte{suffix}", labels)
+    monkeypatch.setenv("LIPDEPLOY_DATA", str(tmp_path))
+    data = demo_data.fashion()
+    for loaded, truth in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        np.testing.assert_array_equal(loaded[:, 0], images)
+        np.testing.assert_array_equal(truth, labels)
+
+
+def test_missing_data_exits_2_and_says_what_to_install(tmp_path: Path) -> None:
+    environment = {**os.environ, "LIPDEPLOY_DATA": str(tmp_path), "PYTHONPATH": str(TOOLS.parent)}
+    command = [sys.executable, str(TOOLS / "demo.py"), "--data", "fashion", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "apt-get install -y dataset-fashion-mnist" in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_split_of_the_digits_is_fixed_and_disjoint() -> None:
+    data, again = demo_data.digits(), demo_data.digits()
+    assert data.test_images.shape == (500, 1, 8, 8) and data.train_images.shape == (1297, 1, 8, 8)
+    np.testing.assert_array_equal(data.test_images, again.test_images)
+    rows = {image.tobytes() for image in data.train_images}
+    assert sum(image.tobytes() in rows for image in data.test_images) == 0
+
+
+@pytest.mark.parametrize("recipe", training.DIGITS, ids=lambda recipe: recipe.stem)
+def test_training_is_deterministic_learns_and_is_1_lipschitz(recipe) -> None:
+    data, count = demo_data.digits(), []
+    recipe = dataclasses.replace(recipe, epochs=1)
+    images = data.train_images / np.float32(16)
+    first = training.train(recipe, images, data.train_labels, lambda: count.append(1))
+    second = training.train(recipe, images, data.train_labels, lambda: None)
+    assert len(count) == training.steps(recipe, len(images))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+    x = torch.from_numpy(data.test_images / np.float32(16))
+    logits = first(x)
+    assert (logits.argmax(1).numpy() == data.test_labels).mean() > 0.6
+    moves = torch.linalg.vector_norm(logits[1:] - logits[:-1], dim=1)
+    assert (moves <= torch.linalg.vector_norm((x[1:] - x[:-1]).flatten(1), dim=1) * (1 + 1e-5)).all()

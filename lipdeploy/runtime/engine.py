@@ -1,0 +1,138 @@
+"""Opening ONNX Runtime sessions so that what runs is what was verified."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
+from lipdeploy.runtime.executed import check_executed
+from lipdeploy.runtime.library import REINSTALL, OperatorLibrary
+from lipdeploy.runtime.providers import Provider, check_obtained
+
+Array = np.ndarray[Any, Any]
+BYTES_LIMIT = 2**31 - 1
+SILENT = 4
+LOAD_ERRORS = (
+    native.EPFail,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How sessions are opened: providers with pinned options, threads, operator library."""
+
+    providers: tuple[Provider, ...]
+    threads: int | None
+    library: OperatorLibrary | None
+
+    def open(self, model: onnx.ModelProto, what: str) -> onnxruntime.InferenceSession:
+        """A session on exactly this model; checks providers and the graph that ONNX Runtime really executes.
+
+        Raises ``IntegrityError`` when either differs, ``Refused`` (LIP018) when a kernel is missing, ``InputError``
+        when ONNX Runtime cannot load the model at all. ``what`` names the program in messages.
+        """
+        data = _serialized(model)
+        with _scratch_file() as dump:
+            session = self._create(data, dump, what)
+            check_obtained(session, self.providers)
+            check_executed(model, onnx.load(dump), what)
+        return session
+
+    def _create(self, data: bytes, dump: str, what: str) -> onnxruntime.InferenceSession:
+        options = self._options(dump)
+        names, settings = [name for name, _ in self.providers], [dict(given) for _, given in self.providers]
+        try:
+            return onnxruntime.InferenceSession(
+                data, options, providers=names, provider_options=settings, enable_fallback=0
+            )
+        except native.NotImplemented as error:
+            message = f"{what}: ONNX Runtime has no kernel: {error}"
+            hint = "use another certify mode, or replace the operator"
+            raise Refused([Refusal("LIP018", "", "", message, hint)]) from error
+        except LOAD_ERRORS as error:
+            raise InputError(f"{what}: ONNX Runtime cannot load the model: {error}") from error
+
+    def _options(self, dump: str) -> onnxruntime.SessionOptions:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.optimized_model_filepath = dump
+        options.use_deterministic_compute = True
+        options.log_severity_level = SILENT
+        options.add_session_config_entry("session.set_denormal_as_zero", "0")
+        options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        if self.library is not None:
+            try:
+                options.register_custom_ops_library(self.library.path)
+            except LOAD_ERRORS as error:
+                message = f"ONNX Runtime does not accept the operator library {self.library.path}: {error}"
+                raise IntegrityError(message, hint=REINSTALL) from error
+        return options
+
+
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[str]:
+    """A path to write to: in memory where the system can, so that a read-only disk is no obstacle."""
+    if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+        descriptor = os.memfd_create("lipdeploy-executed-graph")
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+    else:
+        with tempfile.TemporaryDirectory(prefix="lipdeploy-") as folder:
+            yield os.path.join(folder, "executed.onnx")
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    if model.ByteSize() > BYTES_LIMIT:
+        raise InputError(
+            f"the program takes {model.ByteSize()} bytes, more than ONNX Runtime reads from memory (2 GiB)",
+            hint="a smaller model, or certify='f32' (the float64 program is twice as large)",
+        )
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def run(session: onnxruntime.InferenceSession, output: str, feeds: dict[str, Array]) -> Array:
+    """One output of one call; ONNX Runtime's complaint about an input becomes an ``InputError``."""
+    try:
+        result: Array = session.run([output], feeds)[0]
+    except (native.InvalidArgument, native.Fail, native.RuntimeException) as error:
+        raise InputError(f"ONNX Runtime could not run this input: {error}") from error
+    return result
+
+
+def check_arithmetic() -> None:
+    """Raise ``IntegrityError`` when this thread flushes subnormal numbers or does not round to nearest.
+
+    A library built with -ffast-math, or torch.set_flush_denormal(True), changes the thread's arithmetic behind
+    everyone's back; the error constants hold for IEEE-754 only.
+    """
+    smallest, one, half_ulp = _PROBES
+    rounds_to_nearest = one + half_ulp == one and one + 1.5 * half_ulp > one
+    if smallest + smallest == 0.0 or not rounds_to_nearest:
+        raise IntegrityError(
+            "this thread's floating-point arithmetic is not IEEE-754 (subnormals flushed, or another rounding mode)",
+            hint="undo torch.set_flush_denormal(True); avoid libraries built with -ffast-math",
+        )
+
+
+_PROBES: Sequence[np.float64] = (np.float64(5e-324), np.float64(1.0), np.float64(2.0**-53))

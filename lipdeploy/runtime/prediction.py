@@ -1,0 +1,70 @@
+"""What ``CertifiedSession.predict`` answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lipdeploy.errors import InputError
+from lipdeploy.verify.rounding import sqrt_up
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class CertifiedPrediction:
+    """Labels with their certified radii, one entry per row of the batch.
+
+    ``label`` int64 (batch,). ``radius`` float64 (batch,): inside the open ball of this radius around the row, in
+    the input norm of ``norm``, the class does not change, in the sense of ``guarantee`` (``"deployed"``: of the
+    program that answered; ``"network"``: of the real-valued network); 0 where nothing is certified, +inf where the
+    class never changes. ``margin`` float64 (batch,): best logit minus the runner-up. ``certified`` bool (batch,):
+    radius > 0 and ≥ ``epsilon``. ``logits`` float64 (batch, classes) as the answering program computed them.
+    ``program`` (batch,): ``"f64"`` or ``"f32"``, the program that answered each row.
+    ``lipschitz_bound`` and ``certificate_sha256`` name the statement that the radii rest on; ``input_size`` is the
+    number of values in a row.
+    """
+
+    label: Array
+    radius: Array
+    margin: Array
+    certified: Array
+    logits: Array
+    program: Array
+    norm: str
+    lipschitz_bound: float
+    guarantee: str
+    epsilon: float | None
+    input_size: int
+    certificate_sha256: str = ""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.label)
+
+    @property
+    def label_or_abstain(self) -> Array:
+        """The label where it is certified, −1 elsewhere."""
+        return np.where(self.certified, self.label, -1)
+
+    def linf_radius(self) -> Array:
+        """The radii as ℓ∞ radii, rounded down: r/√n from an ℓ2 certificate, r/n from ℓ1, r itself from ℓ∞."""
+        input_norm = self.norm.split("-")[0]
+        if input_norm == "linf":
+            return self.radius
+        size = float(self.input_size)
+        divided = np.nextafter(self.radius / (sqrt_up(size) if input_norm == "l2" else size), -np.inf)
+        return np.where(np.isinf(self.radius), self.radius, np.maximum(divided, 0.0))
+
+
+def checked_epsilon(epsilon: float | None) -> float:
+    """``epsilon`` as a float, 0 for ``None``; ``InputError`` unless it is finite and ≥ 0."""
+    try:
+        value = 0.0 if epsilon is None else float(epsilon)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"epsilon must be a number, got {epsilon!r}") from error
+    if not (np.isfinite(value) and value >= 0.0):
+        raise InputError(f"epsilon must be finite and not negative, got {epsilon!r}")
+    return value

@@ -1,0 +1,60 @@
+"""Programs made of a model: the stored one, complete with function bodies, and the float64 one as a plain function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from lipdeploy.errors import InputError
+from lipdeploy.ops import DOMAIN, attach_functions
+from lipdeploy.runtime import engine
+from lipdeploy.runtime.double import double_model
+from lipdeploy.runtime.library import find_library
+from lipdeploy.runtime.providers import choose
+
+ELEMENT_TYPES = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
+Array = np.ndarray[Any, Any]
+
+
+def stored_program(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model``, with the bodies of lipdeploy's operators where the file leaves them out.
+
+    The bodies are the operators' definition, and verification accepts a file without them; ONNX Runtime does not,
+    unless the operator library is registered.
+    """
+    uses = any(node.domain == DOMAIN for node in model.graph.node)
+    if not uses or any(function.domain == DOMAIN for function in model.functions):
+        return model
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    attach_functions(complete, {_float_type(model)})
+    return complete
+
+
+def _float_type(model: onnx.ModelProto) -> int:
+    """The element type that the graph computes in: that of its output, else of its input."""
+    values = (*model.graph.output, *model.graph.input)
+    types = (value.type.tensor_type.elem_type for value in values)
+    return next((kind for kind in types if kind in ELEMENT_TYPES), onnx.TensorProto.FLOAT)
+
+
+def float64_function(model: onnx.ModelProto, output_name: str | None = None) -> Callable[[Array], Array]:
+    """The real function of ``model`` in float64, for estimates: rows in, the chosen output out; no guarantee.
+
+    ``model`` is a parsed file with its external data inlined (``Source.proto``). Raises ``Refused`` (LIP018) when an
+    operator has no float64 program and ``InputError`` for several inputs or an integer input.
+    """
+    wide = double_model(model, output_name)
+    if len(wide.graph.input) != 1 or wide.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.DOUBLE:
+        raise InputError("the model needs exactly one floating-point input for this")
+    session = engine.Engine(choose(None), 1, find_library()).open(wide, "float64 program")
+    source, target = wide.graph.input[0].name, wide.graph.output[0].name
+    return lambda rows: engine.run(session, target, {source: np.asarray(rows, dtype=np.float64)})

@@ -1,0 +1,326 @@
+"""``CertifiedSession``: verify a model, then run exactly what was verified and say how far each answer holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
+from lipdeploy.runtime import engine as engines
+from lipdeploy.runtime.double import double_model, elements_per_row
+from lipdeploy.runtime.engine import Engine
+from lipdeploy.runtime.inputs import feeds_for, flattened, probe_feeds
+from lipdeploy.runtime.library import OperatorLibrary, find_library
+from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
+from lipdeploy.runtime.program import stored_program
+from lipdeploy.runtime.providers import CUDA, Asked, choose
+from lipdeploy.runtime.selftest import check_kernels
+from lipdeploy.verify import certificate, verify_source, version
+from lipdeploy.verify.radius import CertifiedRows, certified_rows, input_norm_up
+from lipdeploy.verify.rounding import mul_up
+from lipdeploy.verify.source import read_source
+from lipdeploy.verify.verdict import ErrorBound, TensorSpec, Verdict
+
+Array = np.ndarray[Any, Any]
+MODES = ("f64", "f32", "network")
+GUARANTEES = {"f64": "deployed", "f32": "deployed", "network": "network"}
+BYTES_PER_RUN = 256 * 2**20  # the float64 program holds every window of a convolution at once
+
+
+class CertifiedSession:
+    """A verified model, ready to answer; safe to share between threads.
+
+    Everything that can fail fails here: reading, verification, the limit, loading, providers, the operator library.
+
+    ``model`` is the path or the bytes of an ONNX file. ``norm`` and ``max_lipschitz`` as in ``lipdeploy.verify``.
+    ``certify`` chooses the program that answers ``predict`` and the guarantee: ``"f64"`` (deployed, default),
+    ``"f32"`` (deployed, smaller radii), ``"network"`` (float32 labels, radii of the real-valued network).
+    ``providers`` as in ONNX Runtime, default the CPU. ``threads`` bounds the threads of one call.
+
+    Raises ``InputError`` (unreadable, wrong option), ``Refused`` (not provable, or no guarantee in this mode),
+    ``LimitExceeded``, ``IntegrityError`` (certificate, operator library, provider or executed graph differ).
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        norm: str = "l2",
+        max_lipschitz: float | None = None,
+        certify: str = "f64",
+        providers: Asked | None = None,
+        threads: int | None = None,
+        output_name: str | None = None,
+    ) -> None:
+        _check_options(certify, threads)
+        engines.check_arithmetic()
+        self.certify = certify
+        self.guarantee = GUARANTEES[certify]
+        source = read_source(model)
+        self.verdict: Verdict = verify_source(
+            source,
+            norm=norm,
+            max_lipschitz=max_lipschitz,
+            output_name=output_name,
+            check_certificate=not isinstance(model, bytes),
+        )
+        self.verdict.raise_for_status()
+        self.certificate: dict[str, Any] = certificate.document(self.verdict, version())
+        self.certificate_sha256 = hashlib.sha256(certificate.dumps(self.certificate).encode()).hexdigest()
+        self.library: OperatorLibrary | None = find_library()
+        self._engine = Engine(choose(providers), threads, self.library)
+        self._inputs: tuple[TensorSpec, ...] = self.verdict.inputs
+        self._output: str = _name_of_output(self.verdict)
+        self._stored = self._open(stored_program(source.proto), "stored program")
+        self._double, self._rows_per_run = self._open_double(source.proto)
+        self._heads = _pairwise(self.verdict)
+        self._errors = self._error_constants()
+        self._compare_programs()
+
+    # What is known about the model.
+
+    @property
+    def norm(self) -> str:
+        """The norm of the statement."""
+        return self.verdict.norm
+
+    @property
+    def lipschitz_bound(self) -> float:
+        """The proven constant, rounded up."""
+        bound = self.verdict.lipschitz_bound
+        assert bound is not None  # a verified verdict has one
+        return bound.value
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that were obtained."""
+        return tuple(self._stored.get_providers())
+
+    @property
+    def provider_options(self) -> Mapping[str, Mapping[str, str]]:
+        """Their options, read back."""
+        options: dict[str, dict[str, str]] = self._stored.get_provider_options()
+        return options
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Name, element type and shape of each input; ``None`` is the batch axis."""
+        return self._inputs
+
+    @property
+    def classes(self) -> bool:
+        """Whether ``predict`` can answer: the output is a row of class scores, or one logit."""
+        return self._heads is not None
+
+    # Drop-in for onnxruntime.InferenceSession.
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Array], run_options: Any = None
+    ) -> list[Any]:
+        """Run the stored-precision program as ``onnxruntime.InferenceSession.run`` does; no guarantee attached."""
+        outputs: list[Any] = self._stored.run(output_names, dict(input_feed), run_options)
+        return outputs
+
+    def get_inputs(self) -> list[onnxruntime.NodeArg]:
+        """The inputs of the stored-precision program."""
+        nodes: list[onnxruntime.NodeArg] = self._stored.get_inputs()
+        return nodes
+
+    def get_outputs(self) -> list[onnxruntime.NodeArg]:
+        """The outputs of the stored-precision program."""
+        nodes: list[onnxruntime.NodeArg] = self._stored.get_outputs()
+        return nodes
+
+    def get_providers(self) -> list[str]:
+        """The execution providers that were obtained."""
+        return list(self.providers)
+
+    # Answers with a guarantee.
+
+    def predict(self, x: Any, epsilon: float | None = None) -> CertifiedPrediction:
+        """Label each row of ``x`` and say in which ball the label holds.
+
+        ``x`` is an array (batch, ...) in the model's element type, or in another one that it holds exactly; a
+        dictionary of arrays where the model has several inputs. ``epsilon``, finite and ≥ 0, in the input norm.
+
+        Raises ``InputError`` for a wrong shape, type, NaN or infinity; ``Refused`` (LIP019) where the output is not
+        a row of class scores.
+        """
+        wanted = checked_epsilon(epsilon)
+        pairwise = self._class_bounds()
+        engines.check_arithmetic()
+        feeds = feeds_for(x, self._inputs)
+        rows = flattened(feeds)
+        norms = input_norm_up(rows, self.norm) if len(rows) else np.zeros(0)
+        answers, logits = self._certified(feeds, norms, pairwise)
+        return CertifiedPrediction(
+            label=answers.label,
+            radius=answers.radius,
+            margin=answers.margin,
+            certified=(answers.radius > 0.0) & (answers.radius >= wanted),
+            logits=logits,
+            program=np.full(len(answers.label), "f64" if self.certify == "f64" else "f32"),
+            norm=self.norm,
+            lipschitz_bound=self.lipschitz_bound,
+            guarantee=self.guarantee,
+            epsilon=None if epsilon is None else wanted,
+            input_size=_values_per_row(self._inputs),
+            certificate_sha256=self.certificate_sha256,
+        )
+
+    def output_band(self, epsilon: float) -> float:
+        """How far the real network's output can move, in the output norm, when the input moves by ≤ ``epsilon``.
+
+        ‖Δy‖ ≤ L·ε, rounded up. Raises ``InputError`` unless ``epsilon`` is finite and ≥ 0.
+        """
+        return mul_up(self.lipschitz_bound, checked_epsilon(epsilon))
+
+    # Inside.
+
+    def _open(self, model: onnx.ModelProto, what: str) -> onnxruntime.InferenceSession:
+        session = self._engine.open(model, what)
+        check_kernels(self._engine, model)
+        return session
+
+    def _open_double(self, model: onnx.ModelProto) -> tuple[onnxruntime.InferenceSession | None, int]:
+        """The float64 program, where this mode needs it, and how many rows it takes at a time."""
+        if self.certify == "f32" or _pairwise(self.verdict) is None:
+            return None, 0
+        wide = double_model(model, self._output)
+        rows = max(1, BYTES_PER_RUN // (8 * elements_per_row(wide)))
+        return self._open(wide, "float64 program"), rows
+
+    def _compare_programs(self) -> None:
+        """Raise ``IntegrityError`` when the two programs differ on a probe by more than their proven errors allow."""
+        stored, double = (self.verdict.numeric_error.get(program) for program in ("f32", "f64"))
+        if self._double is None or self._heads is None or stored is None or double is None:
+            return
+        feeds = probe_feeds(self._inputs)
+        norms = input_norm_up(flattened(feeds), self.norm)
+        apart = np.abs(self._stored_logits(feeds, self._heads) - self._double_logits(feeds, self._heads)).max(axis=1)
+        allowed = (stored.c0 + stored.c1 * norms + double.c0 + double.c1 * norms) * (1.0 + 1e-9)
+        covered = norms <= min(stored.x_max, double.x_max)
+        if np.any(covered & ~(apart <= allowed)):
+            found = f"differ by {apart.max():.3g}, proven is at most {allowed.max():.3g}"
+            raise IntegrityError(
+                f"on a probe the stored and the float64 program {found}",
+                hint="report this model: an operator here does not compute what the verifier was told",
+            )
+
+    def _error_constants(self) -> ErrorBound | None:
+        """Error constants of the program whose logits give the radius; refused where they are unknown."""
+        if self._heads is None:
+            return None
+        program = "f32" if self.certify == "f32" else "f64"
+        if program == "f32":
+            self._check_f32()
+        error = self.verdict.numeric_error.get(program)
+        if error is None:
+            raise _no_guarantee(f"the rounding error of the {program} program is not known for every operator")
+        return error
+
+    def _check_f32(self) -> None:
+        if any(node.op in ("Conv", "ConvTranspose") for node in self.verdict.nodes) and CUDA in self.providers:
+            raise _no_guarantee("cuDNN chooses convolution algorithms whose error the rule does not cover")
+        kinds = {value.type for value in (*self.get_inputs(), *self.get_outputs())}
+        if "tensor(double)" in kinds or "tensor(float16)" in kinds or "tensor(bfloat16)" in kinds:
+            raise _no_guarantee("the stored program does not compute in float32")
+
+    def _class_bounds(self) -> Array:
+        if self._heads is None:
+            shape = self.verdict.output.shape if self.verdict.output else ()
+            hint = "use session.run for the values and session.output_band(epsilon) for how far they can move"
+            raise Refused([Refusal("LIP019", self._output, "", f"the output has shape {_shown(shape)}", hint)])
+        return self._heads
+
+    def _certified(self, feeds: dict[str, Array], norms: Array, pairwise: Array) -> tuple[CertifiedRows, Array]:
+        assert self._errors is not None
+        if self.certify == "f64":
+            logits = self._double_logits(feeds, pairwise)
+            return certified_rows(logits, norms, pairwise, self._errors, "deployed"), logits
+        logits = self._stored_logits(feeds, pairwise)
+        if self.certify == "f32":
+            return certified_rows(logits, norms, pairwise, self._errors, "deployed"), logits
+        exact = certified_rows(self._double_logits(feeds, pairwise), norms, pairwise, self._errors, "network")
+        return _agreeing(exact, logits), logits
+
+    def _stored_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
+        if not len(next(iter(feeds.values()))):
+            return np.zeros((0, len(pairwise)))
+        return _rows(engines.run(self._stored, self._output, feeds), feeds)
+
+    def _double_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
+        """Logits of the float64 program, a bounded number of rows at a time."""
+        assert self._double is not None
+        wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in feeds.items()}
+        count = len(next(iter(wide.values())))
+        step = self._rows_per_run if self._inputs[0].shape[0] is None else max(count, 1)
+        parts = [np.zeros((0, len(pairwise)))]
+        for start in range(0, count, step):
+            part = {name: array[start : start + step] for name, array in wide.items()}
+            parts.append(_rows(engines.run(self._double, self._output, part), part))
+        return np.concatenate(parts)
+
+
+def _check_options(certify: str, threads: int | None) -> None:
+    if certify not in MODES:
+        hint = f"one of {', '.join(MODES)}"
+        raise InputError(f"certify = {certify!r} is not a mode of this version", hint=hint)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads must be a positive whole number, got {threads!r}")
+
+
+def _name_of_output(verdict: Verdict) -> str:
+    assert verdict.output is not None  # a verified verdict has one
+    return verdict.output.name
+
+
+def _pairwise(verdict: Verdict) -> Array | None:
+    """Lipschitz constants of the class differences; for one logit its own constant as a 1 × 1 matrix."""
+    if verdict.pairwise is not None:
+        return verdict.pairwise
+    output, bound = verdict.output, verdict.lipschitz_bound
+    if output is not None and bound is not None and len(output.shape) == 2 and output.shape[1] == 1:
+        return np.array([[bound.value]])
+    return None
+
+
+def _agreeing(exact: CertifiedRows, logits: Array) -> CertifiedRows:
+    """Rows of the real network, labelled by the float32 program; no radius where float32 says or ties otherwise."""
+    if logits.shape[1] == 1:
+        label, strict = (logits[:, 0] > 0.0).astype(np.int64), logits[:, 0] != 0.0
+    else:
+        label = logits.argmax(axis=1) if len(logits) else np.zeros(0, dtype=np.int64)
+        strict = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    agrees = (label == exact.label) & strict & np.isfinite(logits).all(axis=1)
+    return dataclasses.replace(exact, label=label.astype(np.int64), radius=np.where(agrees, exact.radius, 0.0))
+
+
+def _rows(result: Array, feeds: Mapping[str, Array]) -> Array:
+    """Logits as float64; the number of rows must be that of the input."""
+    count = len(next(iter(feeds.values())))
+    if result.ndim != 2 or len(result) != count:
+        raise IntegrityError(f"{count} rows went in, and the output has shape {result.shape}")
+    return result.astype(np.float64)
+
+
+def _is_float(array: Array) -> bool:
+    return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+
+
+def _values_per_row(specs: Sequence[TensorSpec]) -> int:
+    return sum(int(np.prod([size or 1 for size in spec.shape[1:]], dtype=np.int64)) for spec in specs)
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "(" + ", ".join("batch" if size is None else str(size) for size in shape) + ")"
+
+
+def _no_guarantee(why: str) -> Refused:
+    return Refused([Refusal("LIP018", "", "", why)])

@@ -1,0 +1,125 @@
+"""The file against the torch module, on samples: a gate, not a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from lipdeploy.errors import LipdeployError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+#: Runs a model's bytes on named inputs; ``lipdeploy.cli`` passes one that uses ONNX Runtime.
+Run = Callable[[onnx.ModelProto, Mapping[str, Array]], Sequence[Array]]
+
+#: Largest accepted difference, relative to max(1, largest output). Both programs round; exact folding adds a little.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How the file's outputs differ from torch's: absolute, in units in the last place, and in the class chosen.
+
+    ``changed_gap`` is the widest lead, in torch, of a class that the file did not choose.
+    """
+
+    max_abs: float
+    max_ulp: int
+    argmax_agreement: float | None
+    samples: int
+    changed_gap: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``parity`` object of ``lipdeploy/export-report/v1``."""
+        return {"max_abs": self.max_abs, "max_ulp": self.max_ulp, "argmax_agreement": self.argmax_agreement}
+
+
+def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Sequence[Array]:
+    """ONNX's reference evaluator: slow, in NumPy, and it runs the function bodies."""
+    try:
+        with np.errstate(all="ignore"):
+            return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, dict(feeds))]
+    except Exception as error:  # it is a reference, and it does not cover every case of every operator
+        raise LipdeployError(
+            f"ONNX's reference evaluator cannot run the exported model: {error}",
+            hint="compare with ONNX Runtime instead: `lipdeploy export` does, and run= takes any runner",
+        ) from error
+
+
+def compare(expected: Sequence[Array], actual: Sequence[Array]) -> Parity:
+    """Differences between two lists of outputs of equal shapes; rows are samples."""
+    if [value.shape for value in expected] != [value.shape for value in actual]:
+        shapes = f"{[value.shape for value in expected]} and {[value.shape for value in actual]}"
+        raise LipdeployError(f"torch and ONNX disagree about the output's shape: {shapes}")
+    return Parity(
+        max_abs=max((_max_abs(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0),
+        max_ulp=max((_max_ulp(a, b) for a, b in zip(expected, actual, strict=True)), default=0),
+        argmax_agreement=_argmax_agreement(expected[0], actual[0]) if len(expected) == 1 else None,
+        samples=len(expected[0]) if expected and expected[0].ndim else 0,
+        changed_gap=_changed_gap(expected[0], actual[0]) if len(expected) == 1 else 0.0,
+    )
+
+
+def require(parity: Parity, expected: Sequence[Array], tolerance: float | None) -> None:
+    """Raise ``LipdeployError`` unless the outputs agree within the tolerance and choose the same classes.
+
+    Classes that torch separates by less than twice the usual tolerance are a tie, which either program may break.
+    """
+    largest = max((float(np.max(np.abs(value), initial=0.0)) for value in expected), default=0.0)
+    usual = TOLERANCE[str(expected[0].dtype)] * max(1.0, largest)
+    allowed = usual if tolerance is None else tolerance
+    if not parity.max_abs <= allowed:
+        raise LipdeployError(
+            f"the exported model differs from the torch module by {parity.max_abs:.3g} "
+            f"({parity.max_ulp} units in the last place) on {parity.samples} samples; {allowed:.3g} is allowed",
+            hint="a layer behaves differently in evaluation mode, or pass tolerance= (--tolerance) if this is expected",
+        )
+    if parity.changed_gap > 2 * usual:
+        raise LipdeployError(
+            f"the exported model chooses another class than torch, where torch's lead is {parity.changed_gap:.3g}",
+            hint="a layer behaves differently in evaluation mode; a larger tolerance does not excuse this",
+        )
+
+
+def _max_abs(expected: Array, actual: Array) -> float:
+    if not np.array_equal(np.isnan(expected), np.isnan(actual)):
+        return float("inf")
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    same = (expected == actual) | np.isnan(expected)
+    return float(np.max(np.where(same, 0.0, difference), initial=0.0))
+
+
+def _max_ulp(expected: Array, actual: Array) -> int:
+    if expected.dtype != actual.dtype or expected.dtype not in (np.float32, np.float64):
+        return 0
+    differ = ~((expected == actual) | (np.isnan(expected) & np.isnan(actual)))
+    pairs = zip(_ordered(expected)[differ].tolist(), _ordered(actual)[differ].tolist(), strict=True)
+    return max((abs(a - b) for a, b in pairs), default=0)  # Python integers, because int64 distances overflow
+
+
+def _ordered(values: Array) -> Array:
+    """Integers in the order of the floats, so that neighbours differ by one and −0 equals +0."""
+    kind = np.int32 if values.dtype == np.float32 else np.int64
+    bits: Array = np.ascontiguousarray(values).view(kind)
+    return np.where(np.signbit(values), np.iinfo(kind).min - bits, bits)
+
+
+def _argmax_agreement(expected: Array, actual: Array) -> float | None:
+    if expected.ndim != 2 or not len(expected):
+        return None
+    if expected.shape[1] == 1:
+        return float(np.mean((expected > 0) == (actual > 0)))
+    return float(np.mean(expected.argmax(axis=1) == actual.argmax(axis=1)))
+
+
+def _changed_gap(expected: Array, actual: Array) -> float:
+    if expected.ndim != 2 or expected.shape[1] < 2:
+        return 0.0
+    rows = np.arange(len(expected))
+    lead = expected[rows, expected.argmax(axis=1)] - expected[rows, actual.argmax(axis=1)]
+    return float(np.max(lead, initial=0.0))

@@ -1,0 +1,218 @@
+"""``export``: the whole way from a torch module to a verified file and its certificate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+import lipdeploy
+from lipdeploy.errors import InputError
+from lipdeploy.export.assemble import assemble, check, publish, stage, staging
+from lipdeploy.export.capture import capture, first_line
+from lipdeploy.export.freeze import Program, freeze, reference_program
+from lipdeploy.export.normalize import normalize as normalized
+from lipdeploy.export.options import EXTERNAL_DATA_BYTES, ExportOptions, PerChannel
+from lipdeploy.export.parity import Array, Parity, Run, compare, require, run_reference
+from lipdeploy.export.samples import example_tensors, parity_samples
+from lipdeploy.export.tidy import tidy
+from lipdeploy.verify import Verdict, verify
+
+REPORT_SCHEMA = "lipdeploy/export-report/v1"
+
+Example = Tensor | Array | tuple[Tensor | Array, ...]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export left on disk, and what was found out about it.
+
+    ``nodes`` counts the nodes of the graph, ``bytes`` the model with its external data. ``output_scale`` is the
+    factor that ``normalize=True`` multiplied the outputs by.
+    """
+
+    path: Path
+    certificate_path: Path
+    verdict: Verdict
+    parity: Parity
+    nodes: int
+    bytes: int
+    output_scale: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The document ``lipdeploy/export-report/v1``."""
+        bound = self.verdict.lipschitz_bound
+        return {
+            "schema": REPORT_SCHEMA,
+            "path": os.fspath(self.path),
+            "certificate": os.fspath(self.certificate_path),
+            "lipschitz_bound": None if bound is None else float(bound.value),
+            "norm": self.verdict.norm,
+            "parity": self.parity.to_json(),
+            "nodes": self.nodes,
+            "bytes": self.bytes,
+        }
+
+
+def export(
+    module: nn.Module,
+    example_input: Example,
+    path: str | os.PathLike[str],
+    *,
+    norm: str = "l2",
+    max_lipschitz: float | None = None,
+    normalize: bool = False,
+    opset: int = 20,
+    mean: PerChannel = None,
+    std: PerChannel = None,
+    input_scale: float | None = None,
+    input_dtype: str = "float32",
+    class_names: Sequence[str] | None = None,
+    dynamic_batch: bool = True,
+    dtype: str | None = None,
+    standard_ops: bool = False,
+    samples: Tensor | Array | None = None,
+    tolerance: float | None = None,
+    run: Run | None = None,
+    external_data_bytes: int = EXTERNAL_DATA_BYTES,
+) -> ExportResult:
+    """Export ``module`` to a verified ONNX file with a certificate beside it, or write nothing.
+
+    Args:
+        module: the network; it is copied, and exported as evaluation mode uses it.
+        example_input: one batch, (batch, …), as a caller would send it (before preprocessing); a tuple for a network
+            with several inputs. Fixes every size but the batch.
+        path: the file to write, ``….onnx``. The certificate goes to ``….cert.json``.
+        norm: ``l2``, ``linf``, ``l1``, ``l2-linf`` or ``l1-linf``.
+        max_lipschitz: refuse to write a model whose proven bound is larger.
+        normalize: scale the last linear layer so that the proven bound is ≤ ``max_lipschitz`` (default 1).
+        opset: 17 to 23.
+        mean, std: (x − mean)/std in the graph, after ``input_scale``; one number or one per channel.
+        input_scale: x·input_scale in the graph, first.
+        input_dtype: element type of the graph's input: float32, float64 or uint8.
+        class_names: stored in the file, one per logit.
+        dynamic_batch: leave axis 0 open.
+        dtype: store and compute in float32 or float64; default: as the network does.
+        standard_ops: inline our operators' function bodies, so that only standard operators remain.
+        samples: rows for the parity check; default: the example and seeded variations of it.
+        tolerance: largest accepted absolute difference to torch; default 2e-5 (float64: 1e-10) times
+            max(1, largest output).
+        run: runs the model for the parity check; default: ONNX's reference evaluator.
+        external_data_bytes: larger models keep their weights in one ``.onnx.data`` file.
+
+    Raises:
+        InputError: an argument, a layer or a file that cannot be used.
+        Refused: the verifier cannot prove a bound for the exported graph.
+        LimitExceeded: the proven bound is above ``max_lipschitz``.
+        LipdeployError: the exported model does not compute what the module computes.
+    """
+    options = ExportOptions(
+        path=Path(path),
+        norm=norm,
+        max_lipschitz=max_lipschitz,
+        normalize=normalize,
+        opset=opset,
+        mean=mean,
+        std=std,
+        input_scale=input_scale,
+        input_dtype=input_dtype,
+        class_names=tuple(class_names or ()),
+        dynamic_batch=dynamic_batch,
+        dtype=dtype,
+        standard_ops=standard_ops,
+        tolerance=tolerance,
+        external_data_bytes=external_data_bytes,
+    )
+    options.check()
+    inputs = example_tensors(example_input, options)
+    program = reference_program(module, options, inputs)
+    feeds = parity_samples(inputs, samples, options, few=run is None)
+    expected = _expected(program, feeds)
+    _check_class_names(options, expected)
+    model = capture_model(program, inputs, options)
+    return _finish(model, feeds, expected, options, run or run_reference)
+
+
+def capture_model(program: Program, inputs: Sequence[Tensor], options: ExportOptions) -> onnx.ModelProto:
+    """The finished model in memory; nothing about it is proven or compared yet."""
+    raw = capture(freeze(program), inputs, opset=options.opset, dynamic_batch=options.dynamic_batch)
+    written = next(entry.version for entry in raw.opset_import if entry.domain in ("", "ai.onnx"))
+    if written != options.opset:
+        raise InputError(
+            f"torch cannot write this network in opset {options.opset}, only in {written}",
+            hint=f"pass opset={written} (--opset {written})",
+        )
+    return assemble(tidy(raw, standard_ops=options.standard_ops), options, lipdeploy.__version__)
+
+
+def _expected(program: Program, feeds: Sequence[Tensor]) -> list[Array]:
+    try:
+        with torch.no_grad():
+            output: Any = program(*feeds)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(value.shape)) for value in feeds)
+        raise InputError(
+            f"the network cannot run on an input of shape {shapes}: {first_line(error)}",
+            hint="check the input shape (--input-shape excludes the batch) and the preprocessing",
+        ) from error
+    outputs = output if isinstance(output, tuple | list) else (output,)
+    if not outputs or not all(isinstance(value, Tensor) for value in outputs):
+        raise InputError(f"the network returns {type(output).__name__}", hint="return a tensor, or a tuple of tensors")
+    return [value.detach().cpu().numpy() for value in outputs]
+
+
+def _check_class_names(options: ExportOptions, expected: Sequence[Array]) -> None:
+    names, logits = options.class_names, expected[0]
+    if names and (logits.ndim != 2 or logits.shape[1] != len(names)):
+        raise InputError(f"{len(names)} class names for an output of shape {logits.shape}", hint="one name per logit")
+
+
+def _finish(
+    model: onnx.ModelProto, feeds: Sequence[Tensor], expected: Sequence[Array], options: ExportOptions, run: Run
+) -> ExportResult:
+    """Normalise, check, compare, verify and write; the folder is as before when any of this fails."""
+    factor = 1.0
+    if options.normalize:
+        model, factor = _normalize(model, options)
+    check(model) if model.ByteSize() < options.external_data_bytes else None
+    parity = _parity(model, feeds, [value * value.dtype.type(factor) for value in expected], options, run)
+    with staging(options.path) as folder:
+        staged = stage(model, folder, options)
+        check(staged[-1]) if len(staged) > 1 else None
+        size = sum(file.stat().st_size for file in staged)
+        verdict = verify(staged[-1], norm=options.norm, max_lipschitz=options.max_lipschitz)
+        verdict = dataclasses.replace(verdict, path=os.fspath(options.path))
+        verdict.raise_for_status()
+        certificate = folder / options.certificate_path.name
+        verdict.write_certificate(certificate)
+        old_data = options.path.with_name(f"{options.path.name}.data")
+        publish([*staged, certificate], options.path.parent, stale=[old_data] if len(staged) == 1 else [])
+    return ExportResult(options.path, options.certificate_path, verdict, parity, len(model.graph.node), size, factor)
+
+
+def _normalize(model: onnx.ModelProto, options: ExportOptions) -> tuple[onnx.ModelProto, float]:
+    def prove(candidate: onnx.ModelProto) -> float:
+        with staging(options.path) as folder:
+            verdict = verify(stage(candidate, folder, options)[-1], norm=options.norm)
+        verdict.raise_for_status()
+        return float("inf") if verdict.lipschitz_bound is None else float(verdict.lipschitz_bound.value)
+
+    return normalized(model, 1.0 if options.max_lipschitz is None else options.max_lipschitz, prove)
+
+
+def _parity(
+    model: onnx.ModelProto, feeds: Sequence[Tensor], expected: Sequence[Array], options: ExportOptions, run: Run
+) -> Parity:
+    names = [value.name for value in model.graph.input]
+    actual = run(model, {name: value.numpy() for name, value in zip(names, feeds, strict=True)})
+    parity = compare(expected, [np.asarray(value) for value in actual])
+    require(parity, expected, options.tolerance)
+    return parity

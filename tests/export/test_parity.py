@@ -1,0 +1,93 @@
+"""The gate between torch and the file."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lipdeploy as lip
+from lipdeploy.export.parity import compare, require
+
+
+def test_units_in_the_last_place():
+    one = np.array([[1.0, -0.0, 5e-324]])
+    two = np.array([[np.nextafter(1.0, 2.0), 0.0, -5e-324]])
+    parity = compare([one], [two])
+    assert parity.max_ulp == 2  # from the smallest positive to the smallest negative number, across zero
+    assert parity.max_abs == 2.0**-52
+    assert compare([one.astype(np.float32)], [one.astype(np.float32)]).max_ulp == 0
+
+
+def test_the_farthest_floats_do_not_overflow():
+    largest = np.array([[np.finfo(np.float64).max]])
+    assert compare([largest], [-largest]).max_ulp == 2 * int(largest.view(np.int64).item())
+
+
+def test_classes():
+    logits = np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)
+    assert compare([logits], [logits[:, ::-1]]).argmax_agreement == 0.0
+    assert compare([logits[:, :1]], [-logits[:, :1]]).argmax_agreement == 0.0
+    assert compare([logits[None]], [logits[None]]).argmax_agreement is None
+
+
+def test_nan_against_a_number_is_infinitely_far():
+    nan, one = np.array([[np.nan]]), np.array([[1.0]])
+    assert math.isinf(compare([nan], [one]).max_abs)
+    assert compare([nan], [nan]).max_abs == 0.0
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module by inf"):
+        require(compare([nan], [one]), [one], 1e9)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(lip.LipdeployError, match="shape"):
+        compare([np.zeros((2, 3))], [np.zeros((2, 4))])
+
+
+class Fickle(nn.Module):
+    """Computes something else than what the exporter sees, like a layer whose weights are cached."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if not torch.onnx.is_in_onnx_export() else y * 1.001
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module by") as caught:
+        lip.export(Fickle(), torch.randn(2, 4), tmp_path / "model.onnx")
+    assert caught.value.exit_code == 5 and "--tolerance" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+    result = lip.export(Fickle(), torch.randn(2, 4), tmp_path / "model.onnx", tolerance=0.1)
+    assert 0 < result.parity.max_abs < 0.1
+
+
+def test_another_class_fails_whatever_the_tolerance():
+    expected = np.array([[1.0, 2.0]], dtype=np.float32)
+    parity = compare([expected], [expected[:, ::-1]])
+    with pytest.raises(lip.LipdeployError, match="chooses another class than torch, where torch's lead is 1"):
+        require(parity, [expected], 10.0)
+    tie = np.array([[1.0, np.nextafter(np.float32(1), np.float32(2))]], dtype=np.float32)
+    require(compare([tie], [tie[:, ::-1]]), [tie], None)
+
+
+def test_the_given_samples_and_runner_are_used(tmp_path):
+    seen = []
+
+    def run(model, feeds):
+        seen.append(feeds["input"])
+        return [feeds["input"] @ weight.T]
+
+    layer = nn.Linear(4, 3, bias=False)
+    weight = layer.weight.detach().numpy()
+    samples = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    result = lip.export(layer, torch.zeros(2, 4), tmp_path / "model.onnx", samples=samples, run=run)
+    np.testing.assert_array_equal(seen[0], samples)
+    assert result.parity.samples == 40

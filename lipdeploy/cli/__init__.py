@@ -1,0 +1,1 @@
+"""The command line: one module per command, ``main`` for exit codes, ``report`` for everything that is printed."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "lipdeploy/prediction/v1"
 NOT_CERTIFIED = 1
-MODES = ("f64", "f32", "network")
+MODES = ("f64", "adaptive", "f32", "network")
 
 
 @click.command("predict")

@@ -24,7 +24,7 @@ def expand_sorts(graph: Graph) -> None:
 
 
 def _sorted(graph: Graph, node: NodeProto, shape: list[int]) -> list[NodeProto]:
-    given = OPERATORS["GroupSort"].complete(attributes(node))
+    given = {name: int(value) for name, value in OPERATORS["GroupSort"].complete(attributes(node)).items()}
     axis = given["axis"] % len(shape)
     size = given["group_size"] or shape[axis]
     adjacent = given["layout"] == 0

@@ -29,8 +29,8 @@ from lipdeploy.verify.source import read_source
 from lipdeploy.verify.verdict import ErrorBound, TensorSpec, Verdict
 
 Array = np.ndarray[Any, Any]
-MODES = ("f64", "f32", "network")
-GUARANTEES = {"f64": "deployed", "f32": "deployed", "network": "network"}
+MODES = ("f64", "adaptive", "f32", "network")
+GUARANTEES = {"f64": "deployed", "adaptive": "deployed", "f32": "deployed", "network": "network"}
 BYTES_PER_RUN = 256 * 2**20  # the float64 program holds every window of a convolution at once
 
 
@@ -41,7 +41,8 @@ class CertifiedSession:
 
     ``model`` is the path or the bytes of an ONNX file. ``norm`` and ``max_lipschitz`` as in ``lipdeploy.verify``.
     ``certify`` chooses the program that answers ``predict`` and the guarantee: ``"f64"`` (deployed, default),
-    ``"f32"`` (deployed, smaller radii), ``"network"`` (float32 labels, radii of the real-valued network).
+    ``"adaptive"`` (deployed; float32 where its error bound suffices, else float64), ``"f32"`` (deployed, smaller
+    radii), ``"network"`` (float32 labels, radii of the real-valued network).
     ``providers`` as in ONNX Runtime, default the CPU. ``threads`` bounds the threads of one call.
 
     Raises ``InputError`` (unreadable, wrong option), ``Refused`` (not provable, or no guarantee in this mode),
@@ -81,6 +82,7 @@ class CertifiedSession:
         self._double, self._rows_per_run = self._open_double(source.proto)
         self._heads = _pairwise(self.verdict)
         self._errors = self._error_constants()
+        self._stored_error = None if self._uncovered() else self.verdict.numeric_error.get("f32")
         self._compare_programs()
 
     # What is known about the model.
@@ -158,14 +160,14 @@ class CertifiedSession:
         feeds = feeds_for(x, self._inputs)
         rows = flattened(feeds)
         norms = input_norm_up(rows, self.norm) if len(rows) else np.zeros(0)
-        answers, logits = self._certified(feeds, norms, pairwise)
+        answers, logits, program = self._certified(feeds, norms, pairwise, wanted)
         return CertifiedPrediction(
             label=answers.label,
             radius=answers.radius,
             margin=answers.margin,
             certified=(answers.radius > 0.0) & (answers.radius >= wanted),
             logits=logits,
-            program=np.full(len(answers.label), "f64" if self.certify == "f64" else "f32"),
+            program=program,
             norm=self.norm,
             lipschitz_bound=self.lipschitz_bound,
             guarantee=self.guarantee,
@@ -218,19 +220,22 @@ class CertifiedSession:
         if self._heads is None:
             return None
         program = "f32" if self.certify == "f32" else "f64"
-        if program == "f32":
-            self._check_f32()
+        uncovered = self._uncovered()
+        if program == "f32" and uncovered is not None:
+            raise _no_guarantee(uncovered)
         error = self.verdict.numeric_error.get(program)
         if error is None:
             raise _no_guarantee(f"the rounding error of the {program} program is not known for every operator")
         return error
 
-    def _check_f32(self) -> None:
+    def _uncovered(self) -> str | None:
+        """Why the float32 error constants do not cover the stored program; ``None`` when they do."""
         if any(node.op in ("Conv", "ConvTranspose") for node in self.verdict.nodes) and CUDA in self.providers:
-            raise _no_guarantee("cuDNN chooses convolution algorithms whose error the rule does not cover")
+            return "cuDNN chooses convolution algorithms whose error the rule does not cover"
         kinds = {value.type for value in (*self.get_inputs(), *self.get_outputs())}
-        if "tensor(double)" in kinds or "tensor(float16)" in kinds or "tensor(bfloat16)" in kinds:
-            raise _no_guarantee("the stored program does not compute in float32")
+        if kinds & {"tensor(double)", "tensor(float16)", "tensor(bfloat16)"}:
+            return "the stored program does not compute in float32"
+        return None
 
     def _class_bounds(self) -> Array:
         if self._heads is None:
@@ -239,16 +244,52 @@ class CertifiedSession:
             raise Refused([Refusal("LIP019", self._output, "", f"the output has shape {_shown(shape)}", hint)])
         return self._heads
 
-    def _certified(self, feeds: dict[str, Array], norms: Array, pairwise: Array) -> tuple[CertifiedRows, Array]:
-        assert self._errors is not None
+    def _certified(
+        self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float
+    ) -> tuple[CertifiedRows, Array, Array]:
+        """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row."""
+        if self.certify == "adaptive":
+            return self._adaptive(feeds, norms, pairwise, wanted)
         if self.certify == "f64":
             logits = self._double_logits(feeds, pairwise)
-            return certified_rows(logits, norms, pairwise, self._errors, "deployed"), logits
+            return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
         if self.certify == "f32":
-            return certified_rows(logits, norms, pairwise, self._errors, "deployed"), logits
-        exact = certified_rows(self._double_logits(feeds, pairwise), norms, pairwise, self._errors, "network")
-        return _agreeing(exact, logits), logits
+            return self._answers(logits, norms, pairwise), logits, _named("f32", logits)
+        exact = self._answers(self._double_logits(feeds, pairwise), norms, pairwise)
+        return _agreeing(exact, logits), logits, _named("f32", logits)
+
+    def _answers(
+        self, logits: Array, norms: Array, pairwise: Array, answering: ErrorBound | None = None
+    ) -> CertifiedRows:
+        assert self._errors is not None
+        return certified_rows(logits, norms, pairwise, self._errors, self.guarantee, answering=answering)
+
+    def _adaptive(
+        self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float
+    ) -> tuple[CertifiedRows, Array, Array]:
+        """float32 answers the rows that it certifies as far as asked; float64 answers the others."""
+        if self._stored_error is None:
+            logits = self._double_logits(feeds, pairwise)
+            return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
+        logits = self._stored_logits(feeds, pairwise)
+        rows = self._answers(logits, norms, pairwise, answering=self._stored_error)
+        rest = ~((rows.radius > 0.0) & (rows.radius >= wanted))
+        program = _named("f32", logits)
+        if not rest.any():
+            return rows, logits, program
+        again = self._double_rows(feeds, rest, pairwise)
+        escalated = self._answers(again, norms[rest], pairwise)
+        logits[rest], program[rest] = again, "f64"
+        for old, new in zip(_columns(rows), _columns(escalated), strict=True):
+            old[rest] = new
+        return rows, logits, program
+
+    def _double_rows(self, feeds: dict[str, Array], chosen: Array, pairwise: Array) -> Array:
+        """Logits of the float64 program for some rows; a file that fixes its batch gets all of them."""
+        if self._inputs[0].shape[0] is not None:
+            return self._double_logits(feeds, pairwise)[chosen]
+        return self._double_logits({name: array[chosen] for name, array in feeds.items()}, pairwise)
 
     def _stored_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
         if not len(next(iter(feeds.values()))):
@@ -266,6 +307,14 @@ class CertifiedSession:
             part = {name: array[start : start + step] for name, array in wide.items()}
             parts.append(_rows(engines.run(self._double, self._output, part), part))
         return np.concatenate(parts)
+
+
+def _named(program: str, logits: Array) -> Array:
+    return np.full(len(logits), program)
+
+
+def _columns(rows: CertifiedRows) -> tuple[Array, Array, Array]:
+    return rows.label, rows.margin, rows.radius
 
 
 def _check_options(certify: str, threads: int | None) -> None:

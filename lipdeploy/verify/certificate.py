@@ -24,7 +24,8 @@ from lipdeploy.verify.verdict import ErrorBound, Verdict
 SCHEMA = "lipdeploy/certificate/v1"
 HEAD_ROOM = up(1.0 + 1e-9)
 Document = dict[str, Any]
-DECIMAL = re.compile(r"\d{1,400}(\.\d{1,40})?([eE][+-]?\d{1,3})?")
+DECIMAL = re.compile(r"\d{1,400}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
+HEXADECIMAL = re.compile(r"0x[01](\.[0-9a-f]{1,13})?p[+-]\d{1,4}", re.ASCII)
 
 KEYS: Mapping[str, frozenset[str]] = {
     "": frozenset({"schema", "model", "ops", "statement", "nodes", "assumptions", "verifier"}),
@@ -176,7 +177,7 @@ def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, 
     bound = now.lipschitz_bound.value
     try:
         yield "lipschitz_bound", _decimal(statement["lipschitz_bound"]), bound
-        yield "lipschitz_bound_hex", _finite(float.fromhex(statement["lipschitz_bound_hex"])), bound
+        yield "lipschitz_bound_hex", _hexadecimal(statement["lipschitz_bound_hex"]), bound
         yield from _pair_claims(statement["pairwise"], now)
         yield from _error_claims(statement["numeric_error"], now)
         listed = [(node["name"], node["op"], node["rule"]) for node in content["nodes"]]
@@ -219,6 +220,12 @@ def _decimal(text: Any) -> Fraction:
     if not isinstance(text, str) or not DECIMAL.fullmatch(text):
         raise ValueError(f"lipschitz_bound is not a decimal string: {text!r}")
     return Fraction(text)
+
+
+def _hexadecimal(text: Any) -> float:
+    if not isinstance(text, str) or not HEXADECIMAL.fullmatch(text):
+        raise ValueError(f"lipschitz_bound_hex is not a C99 hexadecimal number: {text!r}")
+    return float.fromhex(text)
 
 
 def _number(value: Any) -> float:

@@ -6,6 +6,10 @@ With i the served class, e the program's error bound and L_ij the pair constants
 - ``deployed``: r = min_j (y_i − y_j − 2e(x) − 2c0 − 2c1·‖x‖) / (L_ij + 2c1): the program keeps class i at every
   representable point of the ball, where it errs too.
 
+In adaptive mode float32 may answer at x while float64 answers nearby: e(x) is then the answering program's. At x' the
+real margin exceeds 2·e64(x') ≥ 0, so the network and the float64 program say i there; if float32 answers x', its own
+positive numerator says the network's class, which is i.
+
 One step of ``nextafter`` after each operation is a proof (Lemma R1). The radius is stepped down once more, so that the
 closed ball is covered, and is zero unless the numerator exceeds 2⁻¹⁰⁰⁰ (flush-to-zero cannot fake one).
 """
@@ -53,62 +57,93 @@ def certified_rows(
     pairwise: np.ndarray[Any, Any],
     error: ErrorBound,
     guarantee: str,
+    *,
+    answering: ErrorBound | None = None,
 ) -> CertifiedRows:
     """Labels, margins and radii for ``logits`` (batch, classes), exact float64 copies of the program's output.
 
     ``pairwise`` is (classes, classes), or (1, 1) with the constant of y itself for a single logit, whose class is
     y > 0. ``input_norms`` bounds ‖x‖ per row. A row with a tie, a NaN or an infinity gets radius 0.
+    ``answering`` is the error of the program that computed ``logits`` where that is another one than the program
+    that ``error`` is about (adaptive mode).
     """
     if guarantee not in GUARANTEES:
         raise InputError(f"unknown guarantee '{guarantee}'", hint=f"one of {', '.join(GUARANTEES)}")
     scores = np.asarray(logits, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 1:
         raise InputError(f"class scores must have shape (batch, classes), found {list(scores.shape)}")
+    at_x, norms, pairs = answering or error, np.asarray(input_norms, np.float64), np.asarray(pairwise, np.float64)
     with np.errstate(all="ignore"):
         if scores.shape[1] == 1:
-            return _one_logit(
-                scores[:, 0], np.asarray(input_norms, np.float64), float(pairwise[0, 0]), error, guarantee
-            )
-        return _many_logits(scores, np.asarray(input_norms, np.float64), np.asarray(pairwise), error, guarantee)
+            return _one_logit(scores[:, 0], norms, float(pairs[0, 0]), _Errors(at_x, error, guarantee, 1))
+        return _many_logits(scores, norms, pairs, _Errors(at_x, error, guarantee, 2))
 
 
-def _many_logits(scores: Array, norms: Array, pairs: Array, error: ErrorBound, guarantee: str) -> CertifiedRows:
+@dataclass(frozen=True)
+class _Errors:
+    """``at_x`` of the program that answered, ``nearby`` of the programs that answer in the ball.
+
+    ``scores`` of them meet in one gap: two classes, or one logit.
+    """
+
+    at_x: ErrorBound
+    nearby: ErrorBound
+    guarantee: str
+    scores: int
+
+    @property
+    def slope(self) -> float:
+        """What the error adds to the Lipschitz constant of a gap."""
+        return self.scores * self.nearby.c1 if self.guarantee == "deployed" else 0.0
+
+    def allowance(self, norms: Array) -> Array:
+        """What the errors can take from a gap, without the part that grows with the radius; rounded up."""
+        taken = _at(self.at_x, norms)
+        if self.guarantee == "deployed":
+            taken = _up(taken + _at(self.nearby, norms))
+        return _up(self.scores * taken)
+
+    def room(self, norms: Array) -> Array:
+        """How far the error bounds reach beyond ‖x‖; rounded down."""
+        limit = min(self.at_x.x_max, self.nearby.x_max)
+        return np.maximum(_down(limit - norms), 0.0) if np.isfinite(limit) else np.full_like(norms, np.inf)
+
+
+def _at(error: ErrorBound, norms: Array) -> Array:
+    return _up(error.c0 + _up(error.c1 * norms))
+
+
+def _many_logits(scores: Array, norms: Array, pairs: Array, errors: _Errors) -> CertifiedRows:
     label = np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
     rows = np.arange(len(scores))
     gaps = _down(scores[rows, label][:, None] - scores)
-    radii = _radii(gaps, norms[:, None], pairs[label], error, guarantee, errors=2)
+    radii = _radii(gaps, norms[:, None], pairs[label], errors)
     radii[rows, label] = np.inf
     gaps[rows, label] = np.inf
     usable = np.all(np.isfinite(scores), axis=1)
-    return CertifiedRows(
-        label,
-        np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0),
-        _capped(radii.min(axis=1), norms, usable, error),
-    )
+    margin = np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0)
+    return CertifiedRows(label, margin, _capped(radii.min(axis=1), norms, usable, errors))
 
 
-def _one_logit(scores: Array, norms: Array, constant: float, error: ErrorBound, guarantee: str) -> CertifiedRows:
+def _one_logit(scores: Array, norms: Array, constant: float, errors: _Errors) -> CertifiedRows:
     usable = np.isfinite(scores)
-    radii = _radii(np.abs(scores), norms, np.full_like(scores, constant), error, guarantee, errors=1)
+    radii = _radii(np.abs(scores), norms, np.full_like(scores, constant), errors)
     label = (scores > 0.0).astype(np.int64)
-    return CertifiedRows(label, np.where(usable, np.abs(scores), 0.0), _capped(radii, norms, usable, error))
+    return CertifiedRows(label, np.where(usable, np.abs(scores), 0.0), _capped(radii, norms, usable, errors))
 
 
-def _radii(gaps: Array, norms: Array, pairs: Array, error: ErrorBound, guarantee: str, *, errors: int) -> Array:
-    """Numerator down, denominator up; ``errors`` scores meet in a gap."""
-    twice = 2 if guarantee == "deployed" else 1
-    allowance = _up(float(errors * twice) * _up(error.c0 + _up(error.c1 * norms)))
-    numerator = _down(gaps - allowance)
-    denominator = _up(pairs + errors * error.c1) if guarantee == "deployed" else pairs
+def _radii(gaps: Array, norms: Array, pairs: Array, errors: _Errors) -> Array:
+    """Numerator down, denominator up, quotient down and once more."""
+    numerator = _down(gaps - errors.allowance(norms))
+    denominator = _up(pairs + errors.slope) if errors.slope else pairs
     quotient = _down(_down(numerator / np.where(denominator == 0.0, 1.0, denominator)))
     quotient = np.where(denominator == 0.0, np.inf, quotient)
     return np.where(numerator > LEAST_NUMERATOR, np.maximum(quotient, 0.0), 0.0)
 
 
-def _capped(radii: Array, norms: Array, usable: Array, error: ErrorBound) -> Array:
-    """No radius beyond x_max − ‖x‖, where the error bound ends; none for unusable rows."""
-    room = np.maximum(_down(error.x_max - norms), 0.0) if np.isfinite(error.x_max) else np.inf
-    radii = np.minimum(radii, room)
+def _capped(radii: Array, norms: Array, usable: Array, errors: _Errors) -> Array:
+    """No radius beyond where the error bounds end; none for unusable rows."""
+    radii = np.minimum(radii, errors.room(norms))
     return np.where(usable & ~np.isnan(radii) & np.isfinite(norms), radii, 0.0)
 
 

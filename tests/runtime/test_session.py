@@ -22,7 +22,7 @@ from lipdeploy.runtime.library import ENVIRONMENT_VARIABLE
 from lipdeploy.verify import version
 
 RANDOM = np.random.default_rng(11)
-MODES = ("f64", "f32", "network")
+MODES = ("f64", "adaptive", "f32", "network")
 LINEAR = "g (float[N,3] x) => (float[N,{classes}] y) {{ y = Gemm<transB=1>(x, w, b) }}"
 
 
@@ -189,11 +189,11 @@ def test_float32_alone_certifies_less(network):
     assert np.all(radii["f64"] <= radii["network"])
 
 
-@pytest.mark.parametrize("mode", ["adaptive", "float64", "", None, "F64"])
+@pytest.mark.parametrize("mode", ["float16", "float64", "", None, "F64"])
 def test_an_unknown_mode_lists_the_known_ones(linear, mode):
     with pytest.raises(InputError) as error:
         CertifiedSession(linear([[1, 0, 0], [0, 1, 0]]), certify=mode)
-    assert "f64, f32, network" in error.value.hint
+    assert "f64, adaptive, f32, network" in error.value.hint
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "two"])

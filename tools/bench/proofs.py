@@ -1,6 +1,6 @@
 """Time and slack of the proofs of dense and convolution norms, on one thread: ``python tools/bench/proofs.py``.
 
-Truth: the largest singular value by SciPy's ARPACK in float64 (a lower estimate good to about 1e-14 relative) on the real operator.
+Truth: the largest singular value by ARPACK (SciPy, float64) on the real operator: a lower estimate, good to 1e-14.
 """
 
 from __future__ import annotations

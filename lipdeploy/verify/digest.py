@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
 CLASS_NAMES_KEY = "lipdeploy.class_names"
 
@@ -59,12 +59,14 @@ def _signature(value: ValueInfoProto) -> tuple[object, ...]:
 
 
 def _tensor(sink: Any, tensor: onnx.TensorProto) -> None:
-    array = numpy_helper.to_array(tensor)
-    data = (
-        array.astype(array.dtype.newbyteorder("<")).tobytes()
-        if array.dtype != object
-        else repr(array.tolist()).encode()
-    )
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError):
+        # Only a node that the output does not depend on can carry such a tensor; its bytes still count.
+        _put(sink, "malformed tensor", tensor.SerializeToString(deterministic=True))
+        return
+    numeric = array.dtype != object
+    data = array.astype(array.dtype.newbyteorder("<")).tobytes() if numeric else repr(array.tolist()).encode()
     _put(sink, "tensor", tensor.name, tensor.data_type, list(array.shape), data)
 
 
@@ -96,5 +98,4 @@ def _attribute(sink: Any, attribute: AttributeProto, opsets: dict[str, int]) -> 
     elif attribute.type == AttributeProto.FLOAT:
         _put(sink, float(attribute.f).hex())
     elif not attribute.ref_attr_name:
-        value = helper.get_attribute_value(attribute)
-        _put(sink, list(value) if not isinstance(value, (int, float, bytes, str)) else value)
+        _put(sink, attribute.SerializeToString(deterministic=True))

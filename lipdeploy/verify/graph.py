@@ -259,6 +259,8 @@ def _call(node: NodeProto, index: int, opsets: Mapping[str, int], norms: tuple[N
     )
     if len(call.attributes) != len(node.attribute):
         raise call.refuse("LIP013", "an attribute is given twice")
+    if any(attribute.type == AttributeProto.UNDEFINED for attribute in node.attribute):
+        raise call.refuse("LIP013", "an attribute has no type")
     if any(attribute.ref_attr_name for attribute in node.attribute):
         raise call.refuse("LIP013", "an attribute refers to a function's attribute, outside any function")
     if getattr(node, "overload", ""):

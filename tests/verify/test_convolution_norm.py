@@ -39,9 +39,7 @@ class Case:
         )
 
     def convolution(self) -> Convolution:
-        return Convolution(
-            self.kernel, self.image, self.pads, self.strides, self.dilations, self.groups, self.outputs
-        )
+        return Convolution(self.kernel, self.image, self.pads, self.strides, self.dilations, self.groups, self.outputs)
 
     def matrix(self) -> np.ndarray:
         """y[o, p] = Σ K[o, i, t]·x[i, p·s + t·d − pad], zero outside the image."""
@@ -54,9 +52,7 @@ class Case:
                 for tap in itertools.product(*map(range, self.kernel.shape[2:])):
                     pixel = tuple(
                         p * s + t * d - pad[0]
-                        for p, s, t, d, pad in zip(
-                            position, self.strides, tap, self.dilations, self.pads, strict=True
-                        )
+                        for p, s, t, d, pad in zip(position, self.strides, tap, self.dilations, self.pads, strict=True)
                     )
                     if all(0 <= x < n for x, n in zip(pixel, self.image, strict=True)):
                         rows[(o, *position, channel, *pixel)] += self.kernel[(o, i, *tap)]
@@ -101,9 +97,7 @@ def test_random_convolutions(start: int, explicit: bool, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("image", "limit"), [(16, 1.1), (64, 1.02), (256, 1.002)])
-def test_the_torus_gets_tight_for_large_images(
-    image: int, limit: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_torus_gets_tight_for_large_images(image: int, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "EXPLICIT_SIZE", 0)
     kernel = np.random.default_rng(5).standard_normal((3, 2, 3))
     case = Case(kernel, (image,), ((1, 1),), (1,), (1,), 1)

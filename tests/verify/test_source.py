@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_changed_data_file_contradicts_the_certificate(folder: Path) -> None:
 
 
 LOCATIONS = [
-    "../outside.bin", "sub/../../outside.bin", "/etc/hostname", "", ".", "..", "missing.bin", "weights.bin/", "a\\b",
+    "../outside.bin", "sub/../../outside.bin", "/etc/hostname", "", ".", "..", "missing.bin", "a\\b",
     "weights.bin\0", "sub", "weights.bin/../weights.bin",
 ]  # fmt: skip
 
@@ -165,10 +166,8 @@ def test_names_that_are_not_text(old: bytes) -> None:
     data = model("g (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }").SerializeToString()
     broken = data.replace(old, old[:-1] + b"\xff")
     assert broken != data
-    try:
+    with contextlib.suppress(InputError):
         assert verify(broken).status == "refused"
-    except InputError:
-        pass
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])

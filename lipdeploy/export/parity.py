@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from lipdeploy.errors import LipdeployError
+from lipdeploy.errors import IntegrityError, LipdeployError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: Runs a model's bytes on named inputs; ``lipdeploy.cli`` passes one that uses ONNX Runtime.
@@ -54,7 +54,7 @@ def compare(expected: Sequence[Array], actual: Sequence[Array]) -> Parity:
     """Differences between two lists of outputs of equal shapes; rows are samples."""
     if [value.shape for value in expected] != [value.shape for value in actual]:
         shapes = f"{[value.shape for value in expected]} and {[value.shape for value in actual]}"
-        raise LipdeployError(f"torch and ONNX disagree about the output's shape: {shapes}")
+        raise IntegrityError(f"torch and ONNX disagree about the output's shape: {shapes}")
     return Parity(
         max_abs=max((_max_abs(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0),
         max_ulp=max((_max_ulp(a, b) for a, b in zip(expected, actual, strict=True)), default=0),
@@ -65,7 +65,7 @@ def compare(expected: Sequence[Array], actual: Sequence[Array]) -> Parity:
 
 
 def require(parity: Parity, expected: Sequence[Array], tolerance: float | None) -> None:
-    """Raise ``LipdeployError`` unless the outputs agree within the tolerance and choose the same classes.
+    """Raise ``IntegrityError`` unless the outputs agree within the tolerance and choose the same classes.
 
     Classes that torch separates by less than twice the usual tolerance are a tie, which either program may break.
     """
@@ -73,13 +73,13 @@ def require(parity: Parity, expected: Sequence[Array], tolerance: float | None) 
     usual = TOLERANCE[str(expected[0].dtype)] * max(1.0, largest)
     allowed = usual if tolerance is None else tolerance
     if not parity.max_abs <= allowed:
-        raise LipdeployError(
+        raise IntegrityError(
             f"the exported model differs from the torch module by {parity.max_abs:.3g} "
             f"({parity.max_ulp} units in the last place) on {parity.samples} samples; {allowed:.3g} is allowed",
             hint="a layer behaves differently in evaluation mode, or pass tolerance= (--tolerance) if this is expected",
         )
     if parity.changed_gap > 2 * usual:
-        raise LipdeployError(
+        raise IntegrityError(
             f"the exported model chooses another class than torch, where torch's lead is {parity.changed_gap:.3g}",
             hint="a layer behaves differently in evaluation mode; a larger tolerance does not excuse this",
         )

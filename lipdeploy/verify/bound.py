@@ -8,41 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import overload
 
 from lipdeploy.verify import rounding
 
 
-@dataclass(frozen=True, order=True)
-class Bound:
-    """A proven upper bound, as a binary64 number that is not below the exact value."""
+class Bound(float):
+    """A proven upper bound: a binary64 number that is not below the exact value.
 
-    value: float
+    Reads and compares as the float it is. Sums and products of bounds are bounds, rounded up; any other arithmetic
+    gives a plain float, which nobody proved. Printed, it is rounded up: ``f"{bound}"`` (7 digits), ``f"{bound:.3f}"``.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.value >= 0.0:
-            raise ValueError(f"a bound is a non-negative number, got {self.value!r}")
+    __slots__ = ()
+
+    def __new__(cls, value: float) -> Bound:
+        """Raises ``ValueError`` for a NaN or a negative number."""
+        if not value >= 0.0:
+            raise ValueError(f"a bound is a non-negative number, got {value!r}")
+        return super().__new__(cls, value)
+
+    @property
+    def value(self) -> float:
+        """The number without its claim."""
+        return float(self)
 
     @property
     def is_finite(self) -> bool:
         """Whether anything was proven at all."""
         return self.value != rounding.INFINITY
 
-    def __float__(self) -> float:
-        return self.value
+    @overload
+    def __add__(self, other: Bound) -> Bound: ...
+    @overload
+    def __add__(self, other: float) -> float: ...
+    def __add__(self, other: float) -> float:
+        if isinstance(other, Bound):
+            return Bound(rounding.add_up(self.value, other.value))
+        return self.value + other
 
-    def __add__(self, other: Bound) -> Bound:
-        return Bound(rounding.add_up(self.value, other.value))
+    @overload
+    def __mul__(self, other: Bound) -> Bound: ...
+    @overload
+    def __mul__(self, other: float) -> float: ...
+    def __mul__(self, other: float) -> float:
+        if isinstance(other, Bound):
+            return Bound(rounding.mul_up(self.value, other.value))
+        return self.value * other
 
-    def __mul__(self, other: Bound) -> Bound:
-        return Bound(rounding.mul_up(self.value, other.value))
-
-    def hex(self) -> str:
-        """C99 hexadecimal form: loses nothing."""
-        return self.value.hex()
+    def __repr__(self) -> str:
+        return f"Bound({self.value!r})"
 
     def __format__(self, spec: str) -> str:
-        digits = int(spec) if spec else 7
-        return rounding.decimal_up(self.value, digits)
+        return rounding.formatted_up(self.value, spec)
 
     def __str__(self) -> str:
         return format(self, "")

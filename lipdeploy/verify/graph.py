@@ -5,6 +5,7 @@ Shapes that a file states about its inside (``value_info``) are not read: every 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ class Flow:
     @property
     def size(self) -> int:
         """Entries per sample."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,16 @@ def read_constant(tensor: TensorProto) -> Constant:
     typed = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
     if tensor.HasField("raw_data") and any(typed):
         raise Refused([Refusal("LIP013", tensor.name, "initializer", "the tensor is stored twice, raw and typed")])
+    if min(tensor.dims, default=0) < 0:
+        raise Refused([Refusal("LIP013", tensor.name, "initializer", f"negative size in {list(tensor.dims)}")])
+    if tensor.data_type == TensorProto.STRING:
+        raise Refused([Refusal("LIP021", tensor.name, "initializer", "text is not a number")])
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # onnx raises many types here; none of them is a verdict
         message = f"the stored tensor is malformed: {error}"
         raise Refused([Refusal("LIP013", tensor.name, "initializer", message)]) from error
-    if array.dtype.kind not in "fiubO" and array.dtype.name != "bfloat16":
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         message = f"element type {array.dtype} is not supported"
         raise Refused([Refusal("LIP021", tensor.name, "initializer", message)])
     floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"

@@ -7,10 +7,12 @@ after each operation is a proof (Lemma R1 in docs/mathematics.md). Assumption A1
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 
+FORMAT = re.compile(r"\.?(?P<digits>\d*)(?P<kind>[efg]?)")
 INFINITY = math.inf
 UNIT_ROUNDOFF = 2.0**-53
 
@@ -95,6 +97,22 @@ def decimal_up(value: float, digits: int) -> str:
 def decimal_down(value: float, digits: int) -> str:
     """``value`` with ``digits`` significant digits, never above it."""
     return _decimal(value, digits, ROUND_FLOOR)
+
+
+def formatted_up(value: float, spec: str) -> str:
+    """``format(value, spec)`` that never prints less than ``value``.
+
+    ``spec`` is empty (7 significant digits), a number of significant digits, or ``.Nf``, ``.Ne``, ``.Ng``.
+    """
+    match = FORMAT.fullmatch(spec)
+    if match is None:
+        raise ValueError(f"a bound is printed with a format like '', '7', '.3f', '.3e' or '.7g', not {spec!r}")
+    digits, kind = int(match["digits"] or 7), match["kind"] or "g"
+    if not math.isfinite(value) or kind == "g":
+        return decimal_up(value, max(digits, 1))
+    if kind == "e":
+        return f"{Context(prec=digits + 1, rounding=ROUND_CEILING).create_decimal(Decimal(value)):.{digits}e}"
+    return f"{Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, Context(prec=400)):f}"
 
 
 def _decimal(value: float, digits: int, rounding: str) -> str:

@@ -11,8 +11,14 @@ import pytest
 
 from tests.verify.models import judge, model, run
 
-FUNCTION = '<domain: "f", opset_import: ["": 20]> A <alpha: float = 100.0>(X) => (Y) { Y = LeakyRelu<alpha: float = @alpha>(X) }'
-OUTER = '<domain: "f", opset_import: ["": 20, "f": 1]> B <beta: float = 50.0>(X) => (Y) { Y = f.A<alpha: float = @beta>(X) }'
+FUNCTION = (
+    '<domain: "f", opset_import: ["": 20]> A <alpha: float = 100.0>(X) => (Y) { Y = '
+    "LeakyRelu<alpha: float = @alpha>(X) }"
+)
+OUTER = (
+    '<domain: "f", opset_import: ["": 20, "f": 1]> B <beta: float = 50.0>(X) => (Y) { Y = '
+    "f.A<alpha: float = @beta>(X) }"
+)
 SILENT = '<domain: "f", opset_import: ["": 20, "f": 1]> B (X) => (Y) { Y = f.A(X) }'
 
 

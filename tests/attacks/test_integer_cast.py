@@ -1,8 +1,8 @@
 """The liar feeds integers, because they do not obey the real-valued rules.
 
-int64 → float32 rounds: 2²⁴ and 2²⁴ + 1 become one number, larger neighbours jump by many. int8 wraps: −(−128) = −128, so
-Neg moves one step to 255. A float → integer Cast jumps. Only types whose every value the float holds pass, and only
-through operators that do not compute (LIP015, LIP021).
+int64 → float32 rounds: 2²⁴ and 2²⁴ + 1 become one number, larger neighbours jump by many. int8 wraps: −(−128)
+is −128, so Neg moves one step to 255. A float → integer Cast jumps. Only types whose every value the float holds pass,
+and only through operators that do not compute (LIP015, LIP021).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def test_conversions_of_activations_to_other_types(target: int) -> None:
 
 def test_constants_that_wrap_in_the_runtime() -> None:
     """int32: 2147483647 + 1 wraps to −2147483648; an exact evaluator would say 2147483648 and later 1."""
-    text = """g (float[N, 1] x) => (float[N, 1] y) <int32[1] a = {2147483647}, int32[1] one = {1}, int64[1] b = {2147483647}>
+    text = """g (float[N, 1] x) => (float[N, 1] y) <int32[1] a = {2147483647}, int32[1] one = {1}, int64[1] b =
+      {2147483647}>
       { c = Add(a, one) d = Cast<to = 7>(c) w = Sub(d, b) f = Cast<to = 1>(w) y = Mul(x, f) }"""
     proto = model(text)
     assert run(proto, np.ones((1, 1), np.float32)).item() == -4294967296.0

@@ -30,7 +30,10 @@ GRAPHS = {
     "concat from the end": "{ y = Concat<axis = -2>(x, x) }",
     "split": "<int64[2] s = {1, 1}> { y, z = Split<axis = 0>(x, s) }",
     "slice": "<int64[1] s = {0}, int64[1] e = {1}, int64[1] a = {0}> { y = Slice(x, s, e, a) }",
-    "backwards": "<int64[1] s = {-1}, int64[1] e = {-9}, int64[1] a = {-2}, int64[1] t = {-1}> { y = Slice(x, s, e, a, t) }",
+    "backwards": (
+        "<int64[1] s = {-1}, int64[1] e = {-9}, int64[1] a = {-2}, int64[1] t = {-1}> { y = Slice(x, s, e, "
+        "a, t) }"
+    ),
     "slice without axes": "<int64[1] s = {0}, int64[1] e = {1}> { y = Slice(x, s, e) }",
     "gather": "<int64[1] i = {0}> { y = Gather(x, i) }",
     "gather from the end": "<int64[1] i = {0}> { y = Gather<axis = -2>(x, i) }",
@@ -45,9 +48,15 @@ GRAPHS = {
     "constant of higher rank": "<float[2, 1, 2] c = {1, 2, 3, 4}> { y = Add(x, c) }",
     "left product": "<float[3, 3] W = {1, 2, 3, 4, 5, 6, 7, 8, 9}> { y = MatMul(W, x) }",
     "transposed product": "<float[3, 2] W = {1, 2, 3, 4, 5, 6}> { y = Gemm<transA = 1>(x, W) }",
-    "bias as long as the batch": "<float[2, 2] W = {1, 0, 0, 1}, float[3, 2] c = {1, 2, 3, 4, 5, 6}> { y = Gemm(x, W, c) }",
+    "bias as long as the batch": (
+        "<float[2, 2] W = {1, 0, 0, 1}, float[3, 2] c = {1, 2, 3, 4, 5, 6}> { y = Gemm(x, W, c) "
+        "}"
+    ),
     "sorted over the batch": "{ y = lipdeploy.GroupSort<axis = 0>(x) }",
-    "spline over the batch": "<float[1, 2] c = {0, 1}> { y = lipdeploy.LinearSpline<axis = -2, lower = 0.0, knot_spacing = 1.0>(x, c) }",
+    "spline over the batch": (
+        "<float[1, 2] c = {0, 1}> { y = lipdeploy.LinearSpline<axis = -2, lower = 0.0, knot_spacing = "
+        "1.0>(x, c) }"
+    ),
     "rank grows by an operand": "<int64[1] a = {1}> { m = ReduceMax<keepdims = 0>(x, a) y = Add(x, m) }",
 }  # fmt: skip
 
@@ -72,7 +81,8 @@ def test_the_batch_size_of_another_input(first: str, second: str) -> None:
 
 def test_the_lie_is_real() -> None:
     text = """g (float[4, 2] a, float[2, 1] b) => (float[M] y) <int64[1] one = {1}, int64[1] rest = {-1}>
-      { s = Shape<start = 0, end = 1>(b) t = Concat<axis = 0>(s, rest) r = Reshape(a, t) y = ReduceMax<keepdims = 0>(r, one) }"""
+      { s = Shape<start = 0, end = 1>(b) t = Concat<axis = 0>(s, rest) r = Reshape(a, t) y = ReduceMax<keepdims
+      = 0>(r, one) }"""
     a, b = np.zeros((4, 2), np.float32), np.zeros((2, 1), np.float32)
     moved = a.copy()
     moved[1] = 100.0

@@ -23,5 +23,8 @@ def test_the_gap_stays_a_gap() -> None:
 
 
 def test_activations_with_a_gap() -> None:
-    text = "g (float[N, 3, 3] x) => (float[N, A, B] y) <int64[1] s = {0}, int64[1] e = {1}, int64[1] one = {1}> { y = Slice(x, s, e, , one) }"
+    text = (
+        "g (float[N, 3, 3] x) => (float[N, A, B] y) <int64[1] s = {0}, int64[1] e = {1}, int64[1] "
+        "one = {1}> { y = Slice(x, s, e, , one) }"
+    )
     assert judge(model(text)).status == "refused", "without axes the slice is along the batch"

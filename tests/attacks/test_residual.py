@@ -1,7 +1,7 @@
 """The liar adds a branch: x + relu(x) doubles every positive move, and 2·relu(x) does so without a branch.
 
-"All layers are 1-Lipschitz" says 1; the truth is 2. A sum of branches adds their constants, a shared sub-graph counts on
-every path, and a Concat of branches stacks them.
+"All layers are 1-Lipschitz" says 1; the truth is 2. A sum of branches adds their constants, a shared sub-graph
+counts on every path, and a Concat of branches stacks them.
 """
 
 from __future__ import annotations

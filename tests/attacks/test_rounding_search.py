@@ -1,8 +1,9 @@
 """The attacker searches for an input whose float radius is above the truth (Jin, Ohrimenko, Rubinstein 2022).
 
 For a linear network y = w·x the exact distance to the decision boundary is |w·x| / ‖w‖. A certificate computed naively
-in float32 rounds in the attacker's favour about half of the time; searching a few thousand inputs finds certified points
-with an adversarial point inside the ball. Radii rounded down, with the program's error taken off, survive the search.
+in float32 rounds in the attacker's favour about half of the time; searching a few thousand inputs finds
+certified points with an adversarial point inside the ball. Radii rounded down, with the program's error taken off,
+survive the search.
 """
 
 from __future__ import annotations

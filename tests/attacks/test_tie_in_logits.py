@@ -1,7 +1,8 @@
 """The liar's two classes have equal scores, or scores that are equal only after rounding to float32.
 
-argmax returns the first class, and a radius computed from a gap of zero with ε = 0 could count as "certified". A tie has
-radius 0; a gap smaller than the program's own error has radius 0; and the gap is taken before any cast to float32.
+argmax returns the first class, and a radius computed from a gap of zero with ε = 0 could count as "certified".
+A tie has radius 0; a gap smaller than the program's own error has radius 0; and the gap is taken before any cast to
+float32.
 """
 
 from __future__ import annotations

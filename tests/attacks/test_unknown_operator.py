@@ -41,7 +41,8 @@ def test_a_second_output_has_no_rule() -> None:
 
 def test_a_branch_is_refused() -> None:
     text = """g (float[N, 2] x) => (float[N, 2] y) { c = Constant<value = bool {1}>()
-      y = If (c) <then_branch = t () => (float[N, 2] p) { p = Relu(x) }, else_branch = e () => (float[N, 2] q) { q = Exp(x) }> }"""
+      y = If (c) <then_branch = t () => (float[N, 2] p) { p = Relu(x) }, else_branch = e () => (float[N, 2] q)
+      { q = Exp(x) }> }"""
     assert codes(model(text))
     steered = text.replace("c = Constant<value = bool {1}>()", "").replace(
         "float[N, 2] x)", "float[N, 2] x, bool[1] c)", 1

@@ -30,7 +30,7 @@ FAILURES = {
     "not finite": (nan_network, {}, lip.Refused, 3),
     "above the limit": (lambda: nn.Linear(4, 3), {"max_lipschitz": 1e-3}, lip.LimitExceeded, 1),
     "not the same function": (
-        lambda: nn.Linear(4, 3), {"run": lambda model, feeds: [torch.ones(16, 3).numpy()]}, lip.LipdeployError, 5,
+        lambda: nn.Linear(4, 3), {"run": lambda model, feeds: [torch.ones(16, 3).numpy()]}, lip.IntegrityError, 4,
     ),
     "wrong input": (lambda: nn.Linear(5, 3), {}, lip.InputError, 2),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""No sampled pair beats a bound; looser parts never make a tighter whole; the program never errs more than it states."""
+"""No sampled pair beats a bound; looser parts never make a tighter whole; no program errs more than it states."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.verify.models import best_ratio, bound, double_runner, judge, lengths
 QUICK = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
+LINEAR = {"MatMul", "Conv", "ConvTranspose", "Mul"}
 NORMS = ("l2", "linf", "l1", "l2-linf", "l1-linf")
 
 
@@ -69,7 +70,7 @@ def test_looser_weights_never_tighten_the_bound(proto: onnx.ModelProto, factor: 
     weights = [
         (index, tensor)
         for index, tensor in enumerate(proto.graph.initializer)
-        if any(n.op_type in {"MatMul", "Conv", "ConvTranspose", "Mul"} and tensor.name in n.input for n in proto.graph.node)
+        if any(node.op_type in LINEAR and tensor.name in node.input for node in proto.graph.node)
     ]  # fmt: skip
     assume(weights)
     index, tensor = weights[pick % len(weights)]

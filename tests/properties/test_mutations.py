@@ -20,7 +20,8 @@ from lipdeploy.verify import verify
 from tests.properties.graphs import grow
 from tests.verify.models import model
 
-PLAIN = """g (float[N, 3] x) => (float[N, 2] y) <float[3, 4] W = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[4, 2] V = {1, 0, 0, 1, 1, 1, 2, 2}>
+PLAIN = """g (float[N, 3] x) => (float[N, 2] y) <float[3, 4] W = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[4,
+  2] V = {1, 0, 0, 1, 1, 1, 2, 2}>
 { h = MatMul(x, W) a = lipdeploy.GroupSort<group_size = 2>(h) y = MatMul(a, V) }"""  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import pytest
 from lipdeploy.verify import verify
 from tests.verify.models import model
 
-TEXT = """g (float[N, 2] x) => (float[N, 3] y) <float[2, 4] W = {1, 2, 3, 4, -5, 6, 7, 8}, float[4, 3] V = {1, 0, 0, 0, 2, 0, 0, 0, 3, 1, 1, 1}>
+TEXT = """g (float[N, 2] x) => (float[N, 3] y) <float[2, 4] W = {1, 2, 3, 4, -5, 6, 7, 8}, float[4, 3] V = {1,
+  0, 0, 0, 2, 0, 0, 0, 3, 1, 1, 1}>
 { h = MatMul(x, W) a = Relu(h) y = MatMul(a, V) }"""  # fmt: skip
 
 

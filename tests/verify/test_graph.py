@@ -22,7 +22,8 @@ def test_verifying_loads_neither_torch_nor_onnxruntime(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(single("Conv", (2, 5, 5), {"W": np.ones((2, 2, 3, 3), np.float32)}), path)
     program = (
-        "import sys; from lipdeploy.verify import verify; v = verify(sys.argv[1]); v.write_certificate(sys.argv[1] + '.c');"
+        "import sys; from lipdeploy.verify import verify;"
+        "v = verify(sys.argv[1]); v.write_certificate(sys.argv[1] + '.c');"
         "loaded = {'torch', 'onnxruntime', 'scipy', 'click', 'rich'} & set(sys.modules);"
         "assert v.status == 'verified' and not loaded, loaded"
     )

@@ -148,6 +148,13 @@ def test_subnormal_results_are_covered() -> None:
     within(run(proto, x).astype(np.float64) - double_runner(proto)(x), x, error, "l2")
 
 
+TENTHS = np.full((3, 2), 0.1, np.float32)
+
+
+def gauss(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 SINGLES: list[tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]] = [
     ("AveragePool", (2, 9), {}, {"kernel_shape": [3], "strides": [2]}),
     ("AveragePool", (1, 6, 6), {}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
@@ -160,7 +167,7 @@ SINGLES: list[tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]] = [
     ("LeakyRelu", (3,), {}, {"alpha": 0.1}),
     ("PRelu", (3,), {"c": np.array([0.1, 0.3, 0.7], np.float32)}, {}),
     ("HardSigmoid", (3,), {}, {"alpha": 0.3, "beta": 0.45}),
-    ("Gemm", (3,), {"W": np.full((3, 2), 0.1, np.float32), "b": np.array([1.1, 7.3], np.float32)}, {"alpha": 0.3, "beta": 1.7}),
+    ("Gemm", (3,), {"W": TENTHS, "b": np.array([1.1, 7.3], np.float32)}, {"alpha": 0.3, "beta": 1.7}),
     (
         "BatchNormalization",
         (3,),
@@ -172,8 +179,8 @@ SINGLES: list[tuple[str, tuple[int, ...], dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
-    ("Conv", (2, 5, 5), {"W": np.random.default_rng(0).standard_normal((3, 2, 3, 3)).astype(np.float32)}, {"pads": [1] * 4}),
-    ("ConvTranspose", (2, 5), {"W": np.random.default_rng(1).standard_normal((2, 2, 3)).astype(np.float32)}, {"strides": [2]}),
+    ("Conv", (2, 5, 5), {"W": gauss(0, 3, 2, 3, 3)}, {"pads": [1] * 4}),
+    ("ConvTranspose", (2, 5), {"W": gauss(1, 2, 2, 3)}, {"strides": [2]}),
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ def common(call: Call, flows: tuple[Flow, ...]) -> list[Side]:
 
 def _side(call: Call, flow: Flow, other: tuple[int, ...]) -> Side:
     shape = _broadcast(call, flow.shape, other)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     return Side(shape, size // flow.size if flow.size else 1)
 
 

@@ -60,8 +60,6 @@ def _bytes(function: FunctionProto) -> bytes:
 
 
 def _refuse_shadowing(function: FunctionProto) -> None:
-    if not isinstance(function.domain, str) or not isinstance(function.name, str):
-        raise _refused("LIP013", repr(function.name), "its name or domain is not UTF-8 text")
     standard = not function.domain or function.domain.startswith(SHADOWED_PREFIXES)
     if standard:
         raise _refused("LIP008", function.name, f"is defined in the domain '{function.domain or 'ai.onnx'}'")

@@ -232,7 +232,6 @@ def calls(graph: GraphProto, opsets: Mapping[str, int], norms: tuple[Norm, ...])
 
 def _stored_names(graph: GraphProto) -> set[str]:
     names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
-    _refuse_bytes([*names, *(output.name for output in graph.output)])
     doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if doubled:
         message = "is both an input and an initializer, or stored twice: a caller could replace a verified weight"
@@ -242,15 +241,7 @@ def _stored_names(graph: GraphProto) -> set[str]:
     return set(names)
 
 
-def _refuse_bytes(names: Sequence[object]) -> None:
-    """protobuf hands out text that is not UTF-8 as bytes."""
-    for name in names:
-        if not isinstance(name, str):
-            raise Refused([Refusal("LIP013", repr(name), "", "a name in the file is not UTF-8 text")])
-
-
 def _call(node: NodeProto, index: int, opsets: Mapping[str, int], norms: tuple[Norm, ...]) -> Call:
-    _refuse_bytes([node.name, node.op_type, node.domain, *node.input, *node.output])
     domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     call = Call(
         name=node.name or f"#{index}",

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, TensorProto
 
 from lipdeploy.errors import InputError, Refusal, Refused
@@ -113,7 +114,20 @@ def _parse(path: str, data: bytes) -> ModelProto:
         raise InputError(f"{path}: not an ONNX model (it does not parse, or is cut off)", hint=hint) from error
     if not proto.ir_version or not proto.opset_import or not proto.graph.output:
         raise InputError(f"{path}: not an ONNX model (no IR version, operator sets or outputs)", hint=hint)
+    if not _is_text(proto):
+        raise InputError(f"{path}: not an ONNX model (a name in it is not UTF-8 text)", hint=hint)
     return proto
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every string is text: protobuf hands out other strings as bytes."""
+    for entry, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+        if entry.type == FieldDescriptor.TYPE_STRING and not all(isinstance(text, str) for text in values):
+            return False
+        if entry.type == FieldDescriptor.TYPE_MESSAGE and not all(_is_text(part) for part in values):
+            return False
+    return True
 
 
 def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes]) -> None:

@@ -18,7 +18,7 @@ from lipdeploy.errors import InputError
 from lipdeploy.ops import attach_functions
 from lipdeploy.verify import verify
 from tests.properties.graphs import grow
-from tests.verify.models import model
+from tests.verify.models import lengths, model, session
 
 PLAIN = """g (float[N, 3] x) => (float[N, 2] y) <float[3, 4] W = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3}, float[4,
   2] V = {1, 0, 0, 1, 1, 1, 2, 2}>
@@ -114,3 +114,53 @@ def weaker(claimed: object, honest: object) -> bool:
     if isinstance(honest, (int, float)) and isinstance(claimed, (int, float)):
         return claimed >= honest * (1 - 2e-9)
     return claimed == honest
+
+
+@pytest.mark.parametrize("first", [100, 200, 300])
+def test_what_a_mutated_file_means(first: int) -> None:
+    """Without a certificate a mutated file is just another model: judged as the runtime runs it, or refused.
+
+    ONNX Runtime's output shape must be the verifier's, and no sampled ratio may beat the bound.
+    """
+    rng = np.random.default_rng(first)
+    compared = 0
+    for number in range(first, first + 10):
+        proto = grow(number, 4)
+        attach_functions(proto, {TensorProto.FLOAT})
+        data = proto.SerializeToString()
+        for _ in range(60):
+            changed = bytearray(data)
+            changed[int(rng.integers(0, len(data)))] ^= 1 << int(rng.integers(0, 8))
+            compared += same_meaning(bytes(changed))
+    assert compared > 30
+
+
+def same_meaning(data: bytes) -> bool:
+    """Whether the model is verified and runs; fails when verifier and runtime disagree."""
+    try:
+        verdict = verify(data)
+    except InputError:
+        return False
+    if verdict.status != "verified" or verdict.inputs[0].shape[0] is not None:
+        return False
+    proto = onnx.ModelProto.FromString(data)
+    shape = verdict.inputs[0].shape[1:]
+    assert verdict.lipschitz_bound is not None and verdict.output is not None
+    try:
+        runner = session(proto)
+        name = proto.graph.input[0].name
+        outputs = runner.run([verdict.output.name], {name: np.zeros((2, *shape), np.float32)})[0].shape
+    except Exception as error:  # what the runtime cannot run needs no bound
+        assert "onnxruntime" in type(error).__module__ or isinstance(error, ValueError), error
+        return False
+    assert outputs == (2, *verdict.output.shape[1:]), proto.graph.node
+    error = verdict.numeric_error["f32"]
+    if error is None or error.c0 + error.c1 * 100 > 0.1:
+        return True  # float32 itself would be off by more than what could be seen
+    rng = np.random.default_rng(0)
+    x, z = rng.standard_normal((2, 64, *shape)).astype(np.float32)
+    moved = [runner.run(None, {name: point})[0].astype(np.float64) for point in (x, z)]
+    distance, change = lengths(z.astype(np.float64) - x, "l2"), lengths(moved[1] - moved[0], "l2")
+    slack = 2 * (error.c0 + error.c1 * 100) * float(np.sqrt(max(change.size, moved[0][0].size)))
+    assert np.all(change <= verdict.lipschitz_bound.value * distance + slack)
+    return True

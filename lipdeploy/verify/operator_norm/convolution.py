@@ -94,6 +94,11 @@ class Convolution:
             return max(spectral_norm_up(self._matrix(part)) for part in np.split(self.kernel, self.groups, axis=0))
         return max(symbol_norm_up(block, self.torus) for block in self.blocks)
 
+    def circulant_norm_up(self) -> Bound:
+        """The norm of the circulant on the image itself: for circular padding whose windows it contains (D6)."""
+        torus = tuple(n // s for n, s in zip(self.image, self.strides, strict=True))
+        return max(symbol_norm_up(block, torus) for block in self.blocks)
+
     def _matrix(self, kernel: Array) -> Array:
         """The operator of one group: (out channels × outputs, in channels × image)."""
         matrix = np.zeros((kernel.shape[0], *self.outputs, kernel.shape[1], *self.image))

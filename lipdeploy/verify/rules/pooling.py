@@ -9,7 +9,7 @@ import numpy as np
 
 from lipdeploy.verify.bound import ONE, Bound
 from lipdeploy.verify.graph import Call
-from lipdeploy.verify.norms import Gains, Norm, diagonal, per_norm
+from lipdeploy.verify.norms import Gains, Norm, constant_norm, diagonal, per_norm
 from lipdeploy.verify.operator_norm import dense_gains
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, div_up, down, mul_up, sqrt_up
@@ -147,6 +147,39 @@ def reduce_extremum(call: Call) -> Step:
     """|max a − max b| ≤ max |a − b|: 1 in every norm."""
     shape, _ = reduced(call)
     return Step(shape, (diagonal(ONE),), "extremum")
+
+
+@rule("ReduceL1", attributes=REDUCE, inputs=2)
+def reduce_l1(call: Call) -> Step:
+    """‖group‖₁ moves like a sum: √n, n, 1 over n reduced entries."""
+    shape, count = reduced(call)
+    rounding = Rounding(terms=count, underflow=float(count), peak=(Bound(float(count)), Bound(0.0)))
+    return Step(shape, (sum_gains(count),), "ℓ1 norm", rounding=rounding)
+
+
+@rule("ReduceL2", attributes=REDUCE, inputs=2)
+def reduce_l2(call: Call) -> Step:
+    """‖group‖₂ moves no further than the group: 1 in ℓ2 and ℓ1, √n in ℓ∞ over n reduced entries."""
+    shape, count = reduced(call)
+    return Step(shape, (per_norm(ONE, ONE, Bound(sqrt_up(float(count)))),), "ℓ2 norm", rounding=None)
+
+
+@rule("ReduceLogSumExp", attributes=REDUCE, inputs=2)
+def reduce_log_sum_exp(call: Call) -> Step:
+    """Its gradient is a probability vector, whose ℓ1, ℓ2 and ℓ∞ norms are at most 1: 1 in every norm."""
+    shape, count = reduced(call)
+    at_zero = {norm: constant_norm(norm, Bound(float(count)), math.prod(shape)) for norm in Norm}
+    return Step(shape, (diagonal(ONE),), "log-sum-exp", at_zero=at_zero, rounding=None)
+
+
+@rule("GlobalLpPool", attributes=("p",))
+def global_l2_pool(call: Call) -> Step:
+    """‖map‖₂ per channel: 1 in ℓ2 and ℓ1, √n in ℓ∞."""
+    if call.integer("p", 2) != 2:
+        raise call.refuse("LIP002", "only p = 2 has a rule")
+    shape = call.flow().shape
+    gains = per_norm(ONE, ONE, Bound(sqrt_up(float(math.prod(shape[1:])))))
+    return Step((shape[0], *(1 for _ in shape[1:])), (gains,), "ℓ2 pooling", rounding=None)
 
 
 def reduced(call: Call) -> tuple[tuple[int, ...], int]:

@@ -245,13 +245,25 @@ def expand(call: Call) -> Step:
     return Step(shape, (replication(max(1, copies)),), "replication")
 
 
+@rule("Tile", inputs=2)
+def tile(call: Call) -> Step:
+    """Every entry is copied m times: √m, 1, m."""
+    flow, repeats = call.flow(0), _integers(call, 1)
+    if len(repeats) != len(flow.shape) + 1 or min(repeats) < 1:
+        raise call.refuse("LIP013", f"repeats {repeats} do not fit a tensor of rank {len(flow.shape) + 1}")
+    if repeats[0] != 1:
+        raise call.refuse("LIP005", "repeats the batch axis")
+    shape = tuple(n * r for n, r in zip(flow.shape, repeats[1:], strict=True))
+    return Step(shape, (replication(math.prod(repeats)),), "replication")
+
+
 @rule("Pad", attributes=("mode",), inputs=4)
 def pad(call: Call) -> Step:
     """Constant padding: 1. Edge, reflect and wrap copy entries: √, 1, × of the largest number of copies."""
     flow, mode = call.flow(0), call.string("mode", "constant")
     if mode not in ("constant", "edge", "reflect", "wrap"):
         raise call.refuse("LIP002", f"mode='{mode}'")
-    pads = _pads_per_axis(call, len(flow.shape) + 1)
+    pads = pads_per_axis(call, len(flow.shape) + 1)
     copies, shape = 1, []
     for size, (begin, end) in zip(flow.shape, pads, strict=True):
         positions = _padded(call, size, begin, end, mode)
@@ -265,7 +277,8 @@ def pad(call: Call) -> Step:
     return Step(tuple(shape), (gains,), f"{mode} padding", at_zero=at_zero)
 
 
-def _pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:
+def pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:
+    """(begin, end) of a Pad for every axis but the batch axis."""
     listed = _integers(call, 1)
     axes = [call.resolve_axis(axis, rank) for axis in _integers(call, 3)] if call.constant(3) else list(range(rank))
     if len(listed) != 2 * len(axes) or len(set(axes)) < len(axes):

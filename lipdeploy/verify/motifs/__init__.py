@@ -1,0 +1,30 @@
+"""Sub-graphs whose meaning as a whole is better than the product of their parts.
+
+A motif looks back from a node and, when the structure matches exactly, returns the tensor that the sub-graph starts
+from and a step for the whole. It only adds a second, tighter proof: the node-by-node bound stays valid.
+"""
+
+from lipdeploy.verify.graph import Call
+from lipdeploy.verify.motifs.activations import scaled_spline, silu
+from lipdeploy.verify.motifs.linear import centering, circular_convolution
+from lipdeploy.verify.motifs.matching import Found, Motif, Values
+from lipdeploy.verify.motifs.residual import residual_layer
+from lipdeploy.verify.motifs.sorting import crelu, sorted_pairs, split_pairs
+
+#: By the operator that a motif ends in.
+MOTIFS: dict[tuple[str, str], tuple[Motif, ...]] = {
+    ("", "Mul"): (scaled_spline, silu),
+    ("", "Concat"): (crelu, sorted_pairs, split_pairs),
+    ("", "Sub"): (centering, residual_layer),
+    ("", "Add"): (residual_layer,),
+    ("", "Conv"): (circular_convolution,),
+}
+
+
+def recognise(call: Call, values: Values) -> Found | None:
+    """The first motif that ends in this node."""
+    for motif in MOTIFS.get((call.domain, call.op), ()):
+        found = motif(call, values)
+        if found is not None:
+            return found
+    return None

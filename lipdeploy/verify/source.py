@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -71,6 +71,7 @@ def tensors(proto: ModelProto) -> Iterator[TensorProto]:
     for function in proto.functions:
         for node in function.node:
             yield from _node_tensors(node)
+        yield from _attribute_tensors(function.attribute_proto)
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -80,7 +81,11 @@ def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _node_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
-    for attribute in node.attribute:
+    yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors

@@ -30,6 +30,9 @@ class Rule:
         unknown = sorted(set(call.attributes) - self.attributes)
         if unknown:
             raise call.refuse("LIP002", f"attribute '{unknown[0]}' is not understood")
+        for flag in sorted(FLAGS.intersection(call.attributes)):
+            if call.integer(flag) not in (0, 1):
+                raise call.refuse("LIP002", f"{flag} is {call.integer(flag)}, a flag is 0 or 1")
         if len(call.inputs) > self.most_inputs:
             raise call.refuse("LIP002", f"has {len(call.inputs)} inputs, at most {self.most_inputs} are understood")
         if sum(map(bool, call.output_names)) > self.most_outputs:
@@ -37,6 +40,14 @@ class Rule:
         result = self.function(call)
         return result if isinstance(result, list) else [result]
 
+
+#: Attributes that are true or false. What a runtime makes of other numbers is not specified.
+FLAGS = frozenset(
+    {
+        "allowzero", "ceil_mode", "count_include_pad", "keepdims", "largest", "noop_with_empty_axes", "saturate",
+        "sorted", "spatial", "storage_order", "training_mode", "transA", "transB",
+    }
+)  # fmt: skip
 
 RULES: dict[tuple[str, str], Rule] = {}
 

@@ -7,10 +7,12 @@ after each operation is a proof (Lemma R1 in docs/mathematics.md). Assumption A1
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
+from typing import Any
 
 FORMAT = re.compile(r"\.?(?P<digits>\d*)(?P<kind>[efg]?)")
 INFINITY = math.inf
@@ -28,33 +30,47 @@ def down(value: float) -> float:
 
 
 def add_up(*terms: float) -> float:
-    """Upper bound of a sum (each partial sum is stepped up; zero terms are exact)."""
+    """Upper bound of a sum: each partial sum is stepped up where it fell short of the exact one (Knuth's TwoSum)."""
     total = 0.0
     for term in terms:
-        if term != 0.0:
-            total = up(total + term) if total != 0.0 else term
+        rounded = total + term
+        back = rounded - total
+        short = (total - (rounded - back)) + (term - back)
+        total = rounded if short <= 0.0 else up(rounded)
     return total
 
 
 def mul_up(*factors: float) -> float:
-    """Upper bound of a product of non-negative factors; 0 and 1 are exact, 0 times anything is 0."""
+    """Upper bound of a product of non-negative factors; 0 times anything is 0."""
+    if 0.0 in factors:
+        return 0.0
     product = 1.0
     for factor in factors:
-        if factor == 0.0:
-            return 0.0
-        if factor != 1.0:
-            product = up(product * factor) if product != 1.0 else factor
+        rounded = product * factor
+        product = rounded if _reaches(rounded, operator.mul, product, factor) else up(rounded)
     return product
 
 
 def div_up(numerator: float, denominator: float) -> float:
     """Upper bound of a quotient with ``numerator`` ≥ 0 and ``denominator`` > 0."""
-    return 0.0 if numerator == 0.0 else up(numerator / denominator)
+    rounded = numerator / denominator
+    return rounded if _reaches(rounded, operator.truediv, numerator, denominator) else up(rounded)
 
 
 def sqrt_up(value: float) -> float:
-    """Upper bound of a square root; exact for 0 and 1."""
-    return value if value in (0.0, 1.0) else up(math.sqrt(value))
+    """Upper bound of a square root."""
+    rounded = math.sqrt(value)
+    exact = math.isfinite(rounded) and Fraction(rounded) ** 2 >= Fraction(value)
+    return rounded if exact else up(rounded)
+
+
+def _reaches(rounded: float, operation: Callable[[Any, Any], Any], first: float, second: float) -> bool:
+    """Whether a computed result is not below the exact one; infinities and NaN are left as they are."""
+    if not math.isfinite(rounded):
+        return True
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return False
+    return bool(Fraction(rounded) >= operation(Fraction(first), Fraction(second)))
 
 
 def hypot_up(values: Iterable[float]) -> float:

@@ -150,6 +150,56 @@ def test_another_source_is_not_a_residual() -> None:
     assert bound(text, two=np.array(2, np.float32), **weights) > 1.5
 
 
+# Residuals without an activation (LiResNet).
+
+
+@pytest.mark.parametrize("op", ["Add(x, r)", "Add(r, x)", "Sub(x, r)", "Sub(r, x)"])
+def test_a_dense_residual_is_one_matrix(op: str) -> None:
+    weight = RANDOM.standard_normal((6, 6)).astype(np.float32) / 3
+    text = "g (float[N,6] x) => (float[N,6] y) { r = Gemm<transB = 1>(x, W) y = OP }".replace("OP", op)
+    sign = -1.0 if op.startswith("Sub") else 1.0
+    truth = np.linalg.norm(np.eye(6) + sign * weight.astype(np.float64), 2)
+    assert truth <= bound(text, W=weight) <= truth * (1 + 1e-9)
+
+
+def zero_padded(kernel: np.ndarray, size: int, pad: int, dilation: int) -> np.ndarray:
+    """A stride-1 convolution with zero padding, as a matrix."""
+    outputs, inputs, taps, _ = kernel.shape
+    count = size + 2 * pad - (taps - 1) * dilation
+    matrix = np.zeros((outputs, count, count, inputs, size, size))
+    for i, j, a, b in np.ndindex(count, count, taps, taps):
+        row, column = i + a * dilation - pad, j + b * dilation - pad
+        if 0 <= row < size and 0 <= column < size:
+            matrix[:, i, j, :, row, column] += kernel[:, :, a, b]
+    return matrix.reshape(outputs * count * count, -1)
+
+
+@pytest.mark.parametrize(("taps", "pad", "dilation"), [(3, 1, 1), (5, 2, 1), (3, 2, 2), (1, 0, 1)])
+def test_a_convolutional_residual_is_one_convolution(taps: int, pad: int, dilation: int) -> None:
+    kernel = RANDOM.standard_normal((3, 3, taps, taps)).astype(np.float32) / 9
+    text = f"""g (float[N,3,6,6] x) => (float[N,3,6,6] y) {{
+        r = Conv<pads = [{pad}, {pad}, {pad}, {pad}], dilations = [{dilation}, {dilation}]>(x, k)
+        y = Add(x, r)
+    }}"""
+    operator = zero_padded(kernel.astype(np.float64), 6, pad, dilation)
+    truth = np.linalg.norm(np.eye(len(operator)) + operator, 2)
+    assert truth <= bound(text, k=kernel) <= truth * (1 + 1e-9)
+
+
+def test_a_shifted_convolution_is_not_the_identity_plus_a_kernel() -> None:
+    """Asymmetric padding moves the image: the residual's identity is another tap, here the first one."""
+    kernel = RANDOM.standard_normal((2, 2, 3, 3)).astype(np.float32)
+    text = """g (float[N,2,6,6] x) => (float[N,2,6,6] y) {
+        r = Conv<pads = [0, 0, 2, 2]>(x, k)
+        y = Add(x, r)
+    }"""
+    shifted = np.zeros((2, 2, 5, 5))
+    shifted[:, :, 2:, 2:] = kernel
+    operator = zero_padded(shifted, 6, 2, 1)
+    truth = np.linalg.norm(np.eye(len(operator)) + operator, 2)
+    assert truth <= bound(text, k=kernel) <= truth * (1 + 1e-9)
+
+
 # Sorting in standard operators.
 
 

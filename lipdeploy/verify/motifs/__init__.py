@@ -6,7 +6,7 @@ from and a step for the whole. It only adds a second, tighter proof: the node-by
 
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.motifs.activations import scaled_spline, silu
-from lipdeploy.verify.motifs.linear import centering, circular_convolution
+from lipdeploy.verify.motifs.linear import centering, circular_convolution, linear_residual
 from lipdeploy.verify.motifs.matching import Found, Motif, Values
 from lipdeploy.verify.motifs.residual import residual_layer
 from lipdeploy.verify.motifs.sorting import crelu, sorted_pairs, split_pairs
@@ -15,8 +15,8 @@ from lipdeploy.verify.motifs.sorting import crelu, sorted_pairs, split_pairs
 MOTIFS: dict[tuple[str, str], tuple[Motif, ...]] = {
     ("", "Mul"): (scaled_spline, silu),
     ("", "Concat"): (crelu, sorted_pairs, split_pairs),
-    ("", "Sub"): (centering, residual_layer),
-    ("", "Add"): (residual_layer,),
+    ("", "Sub"): (centering, linear_residual, residual_layer),
+    ("", "Add"): (linear_residual, residual_layer),
     ("", "Conv"): (circular_convolution,),
 }
 

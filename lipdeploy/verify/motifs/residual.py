@@ -14,13 +14,13 @@ from lipdeploy.verify.operator_norm.sums import Array, frobenius, square_sum
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, add_up, gamma_up
 from lipdeploy.verify.step import Step
 
-#: Activations whose every slope lies in [0, 1]; only for them does Lemma M-SLL hold.
+#: Activations whose every slope lies in [0, 1]; only for them does Lemma E1 hold.
 MONOTONE = frozenset({"Relu", "Clip", "Tanh", "Sigmoid", "Softplus"})
 INFLATIONS = (1e-13, 1e-11, 1e-9, 1e-7, 1e-5)
 
 
 def residual_layer(call: Call, values: Values) -> Found | None:
-    """y = x + G·σ(F·x + b), slopes of σ in [0, 1]: 1 + ‖G + 2FᵀT⁻¹‖·‖F‖ for any diagonal T ⪰ F·Fᵀ (Lemma M1)."""
+    """y = x + G·σ(F·x + b), slopes of σ in [0, 1]: 1 + ‖G + 2FᵀT⁻¹‖·‖F‖ for any diagonal T ⪰ F·Fᵀ (Lemma E1)."""
     if len(call.input_names) != 2 or Norm.L2 not in call.norms:
         return None
     for straight, branch in (call.input_names, call.input_names[::-1]):

@@ -24,7 +24,7 @@ bounds are rounded up, printed radii and margins down; numbers in JSON read back
 | exit code | meaning |
 | --- | --- |
 | 0 | proven, and within the limit |
-| 1 | proven, but above `--max-lipschitz` or `--baseline`; `predict`: a row falls short of `--epsilon`; `diff`: NEW is worse |
+| 1 | proven, but above `--max-lipschitz` or `--baseline`; `predict`: a row below `--epsilon`; `diff`: NEW is worse |
 | 2 | usage, or unreadable input |
 | 3 | refused: cannot be proven |
 | 4 | integrity: digest, certificate, operator library or provider does not match |

@@ -36,7 +36,8 @@ def command(model: str, norm: str, graph_output: str | None, estimate: bool, as_
         with report.working("estimating from below"):
             verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(model, verdict))
     if as_json:
-        from lipdeploy.cli.verify import Judged, as_document
+        from lipdeploy.cli.formats.document import as_document
+        from lipdeploy.cli.judging import Judged
 
         report.document(as_document([Judged(model, verdict)]))
     else:

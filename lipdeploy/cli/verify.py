@@ -2,69 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from lipdeploy.cli import estimating, outcome, report, verdicts
+from lipdeploy.cli import config, formats, outcome, report
+from lipdeploy.cli.config import Choices
+from lipdeploy.cli.formats import FORMATS
+from lipdeploy.cli.judging import BESIDE_THE_MODEL, Judged, Request, Target, judge
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
 from lipdeploy.errors import InputError
 
-if TYPE_CHECKING:
-    from lipdeploy.verify import Verdict
-
-BESIDE_THE_MODEL = ""
-
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked about every model of one run."""
+class Delivery:
+    """One report to hand over: its form, and the file it goes to (``None``: standard output)."""
 
-    norm: str
-    max_lipschitz: float | None
-    output_name: str | None
-    estimate: bool
-    certificate: str | None
-    debug: bool
+    form: str
+    file: str | None = None
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One model with its verdict, or with the reason why there is none."""
-
-    path: str
-    verdict: Verdict | None = None
-    problem: Exception | None = None
-    certificate: str | None = None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code that this model alone would give."""
-        if self.problem is not None:
-            return outcome.exit_code(self.problem)
-        return verdicts.exit_code(self.verdict) if self.verdict is not None else 0
+def report_file(value: str) -> Delivery:
+    """``FMT=FILE``, the value of ``--report``."""
+    form, separator, file = value.partition("=")
+    if form not in FORMATS or not separator or not file:
+        raise click.BadParameter(f"'{value}' is not FMT=FILE with FMT one of {', '.join(FORMATS)}")
+    return Delivery(form, file)
 
 
 @click.command("verify")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
 @norm_option
 @limit_option
 @graph_output_option
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(("text", "json")),
-    default="text",
-    show_default=True,
-    help="Form of the report.",
-)
+    "--baseline", metavar="CERT",
+    help="Fail (exit 1) when what is proven is above what this certificate states; or a folder of them.",
+)  # fmt: skip
+@click.option(
+    "--update-baseline", is_flag=True,
+    help="Instead of comparing, write what was proven within the limit as the new baseline.",
+)  # fmt: skip
+@click.option(
+    "--config", "configuration", metavar="FILE",
+    help="Configuration [default: the nearest .lipdeploy.toml, or pyproject.toml with [tool.lipdeploy]].",
+)  # fmt: skip
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="text", show_default=True,
+              help="Form of the report.")  # fmt: skip
 @json_option
 @click.option("--output", metavar="FILE", help="Write the report to FILE instead of printing it.")
+@click.option(
+    "--report", "reports", type=report_file, multiple=True, metavar="FMT=FILE",
+    help="Also write the report to FILE in the form FMT; as often as you like.",
+)  # fmt: skip
 @click.option(
     "--write-certificate", "certificate", metavar="[PATH]", is_flag=False, flag_value=BESIDE_THE_MODEL,
     help="Write what was proven to PATH (.json), or beside the model. Give MODEL before this option.",
@@ -78,124 +71,142 @@ def command(
     norm: str,
     max_lipschitz: float | None,
     graph_output: str | None,
+    baseline: str | None,
+    update_baseline: bool,
+    configuration: str | None,
     form: str,
     as_json: bool,
     output: str | None,
+    reports: tuple[Delivery, ...],
     certificate: str | None,
     estimate: bool,
 ) -> int:
     """Prove a Lipschitz bound of each MODEL, an ONNX file, and compare it with the limit.
 
-    Of several models the worst decides the exit code, in the order 5, 4, 3, 2, 1, 0.
+    Without MODEL, the models of the configuration. Options win over the configuration. Of several models the worst
+    decides the exit code, in the order 5, 4, 3, 2, 1, 0.
     """
-    _check_certificate_path(certificate, models)
-    _check_output(output, models)
-    request = Request(norm, max_lipschitz, graph_output, estimate, certificate, debugging(ctx))
-    judged = [_judge(path, request) for path in models]
-    worst = max(one.exit_code for one in judged)
-    try:
-        _deliver(judged, output, as_json=as_json or form == "json")
-    except InputError as problem:  # a report that cannot be written must not hide a worse verdict
-        report.error(*outcome.describe(problem))
-        return max(worst, problem.exit_code)
-    return worst
+    chosen = norm if _is_given(ctx, "norm") else None
+    options = Choices(chosen, max_lipschitz, graph_output, baseline)
+    deliveries = [Delivery(_form(ctx, form, as_json=as_json), output), *reports]
+    _check_certificate_path(certificate, models)  # before a swallowed MODEL is missed
+    request = Request(estimate, certificate, update_baseline, debugging(ctx))
+    targets = config.targets(config.find(configuration), models, options)
+    _check_certificates(request, targets)
+    _check_baselines(baseline, update_baseline, targets)
+    _check_files(deliveries, targets, certificate)
+    judged = [judge(target, request) for target in targets]
+    return _deliver(judged, deliveries)
 
 
-def _judge(path: str, request: Request) -> Judged:
-    """Judge one model; whatever goes wrong with it must not hide the others."""
-    try:
-        with report.working(f"verifying {path}"):
-            verdict = _verdict(path, request)
-            return Judged(path, verdict, certificate=_write_certificate(path, verdict, request))
-    except Exception as problem:
-        if request.debug:
-            report.diagnostic("".join(traceback.format_exception(problem)))
-        return Judged(path, problem=problem)
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def _verdict(path: str, request: Request) -> Verdict:
-    if request.estimate:
-        estimating.require()
-    from lipdeploy.verify import verify
-
-    verdict = verify(
-        path,
-        norm=request.norm,
-        max_lipschitz=request.max_lipschitz,
-        output_name=request.output_name,
-        check_certificate=request.certificate != BESIDE_THE_MODEL,  # else it is about to be replaced
-    )
-    if request.estimate and verdict.lipschitz_bound is not None:
-        verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(path, verdict))
-    return verdict
-
-
-def _write_certificate(path: str, verdict: Verdict, request: Request) -> str | None:
-    if request.certificate is None or verdict.status != "verified":
-        return None
-    from lipdeploy.verify.certificate import certificate_path
-
-    target = request.certificate or str(certificate_path(path))
-    verdict.write_certificate(target)
-    return target
+def _form(ctx: click.Context, form: str, *, as_json: bool) -> str:
+    if as_json and _is_given(ctx, "form") and form != "json":
+        raise InputError(f"lipdeploy verify: --json and --format {form}", hint="--report writes further forms to files")
+    return "json" if as_json else form
 
 
 def _check_certificate_path(certificate: str | None, models: Sequence[str]) -> None:
-    if not certificate:
-        return
-    if not certificate.endswith(".json"):
+    if certificate and not certificate.endswith(".json"):
         raise InputError(
             f"--write-certificate: '{certificate}' does not end in .json",
             hint="lipdeploy verify MODEL --write-certificate [PATH.json], with MODEL before the option",
         )
-    if len(models) > 1:
-        raise InputError(
-            f"--write-certificate: one path, {certificate}, for {len(models)} models",
-            hint="leave the path out: each certificate then lies beside its model",
+    if certificate and len(models) > 1:
+        raise _one_path(certificate, len(models))
+
+
+def _check_certificates(request: Request, targets: Sequence[Target]) -> None:
+    """A certificate makes one statement: no two requirements may write the same file."""
+    if request.certificate and len(targets) > 1:
+        raise _one_path(request.certificate, len(targets))
+    if request.certificate is not None:
+        _check_unique("--write-certificate", [target.path for target in targets])
+    if request.update_baseline:
+        from lipdeploy.cli.ratchet import baseline_of
+
+        _check_unique(
+            "--update-baseline", [str(baseline_of(t.path, t.baseline)) for t in targets if t.baseline is not None]
         )
 
 
-def _check_output(output: str | None, models: Sequence[str]) -> None:
-    for model in models:
-        if output is not None and os.path.realpath(output) == os.path.realpath(model):
-            raise InputError(f"--output: {output} is one of the models", hint="write the report to another file")
+def _check_unique(option: str, paths: Sequence[str]) -> None:
+    real = [os.path.realpath(path) for path in paths]
+    twice = [path for path, full in zip(paths, real, strict=True) if real.count(full) > 1]
+    if twice:
+        raise InputError(
+            f"{option}: several requirements are about {twice[0]}, and a certificate is about one",
+            hint="choose one, with --norm and --max-lipschitz, or give each its own file",
+        )
 
 
-def as_document(judged: Sequence[Judged]) -> dict[str, object]:
-    """The report for programs: schema ``lipdeploy/verify-report/v1``."""
-    from lipdeploy.verify.verdict import REPORT_SCHEMA
+def _one_path(certificate: str, count: int) -> InputError:
+    return InputError(
+        f"--write-certificate: one path, {certificate}, for {count} models",
+        hint="leave the path out: each certificate then lies beside its model",
+    )
 
-    return {
-        "schema": REPORT_SCHEMA,
-        "tool": {"version": report.version()},
-        "models": [one.verdict.to_json() for one in judged if one.verdict is not None],
-        "errors": [_error_entry(one.path, one.problem) for one in judged if one.problem is not None],
+
+def _check_baselines(baseline: str | None, update: bool, targets: Sequence[Target]) -> None:
+    if update and not any(target.baseline for target in targets):
+        raise InputError("--update-baseline: no baseline is named", hint="--baseline CERT, or baseline = … in a table")
+    several = len({target.path for target in targets}) > 1
+    if several and baseline is not None and baseline.endswith(".json") and not os.path.isdir(baseline):
+        raise InputError(
+            f"--baseline: one certificate, {baseline}, for {len(targets)} models",
+            hint="give the folder that holds them, or baseline = … under [[tool.lipdeploy.models]]",
+        )
+
+
+def _check_files(deliveries: Iterable[Delivery], targets: Sequence[Target], certificate: str | None) -> None:
+    """No report may overwrite another, a model, or a certificate."""
+    from lipdeploy.cli.ratchet import baseline_of
+    from lipdeploy.verify.certificate import certificate_path
+
+    taken = {os.path.realpath(certificate_path(target.path)): "the certificate of a model" for target in targets}
+    taken |= {
+        os.path.realpath(baseline_of(target.path, target.baseline)): "a baseline"
+        for target in targets
+        if target.baseline is not None
     }
+    taken |= {os.path.realpath(target.path): "one of the models" for target in targets}
+    if certificate:
+        taken[os.path.realpath(certificate)] = "the certificate"
+    for delivery in deliveries:
+        if delivery.file is None:
+            continue
+        real = os.path.realpath(delivery.file)
+        if real in taken:
+            raise InputError(f"--output, --report: {delivery.file} is {taken[real]}", hint="write to another file")
+        if not real.startswith("/dev/"):
+            taken[real] = "already another report"
 
 
-def _error_entry(path: str, problem: Exception) -> dict[str, object]:
-    message, hint = outcome.describe(problem)
-    return {"path": path, "exit_code": outcome.exit_code(problem), "message": message, "hint": hint}
-
-
-def as_text(judged: Sequence[Judged]) -> list[report.Block]:
-    """The report for people: one table, what was refused and why, and what all of it assumes."""
-    proven = [one.verdict for one in judged if one.verdict is not None]
-    blocks: list[report.Block] = [verdicts.summary(proven)] if proven else []
-    for one in judged:
-        blocks += verdicts.reasons(one.verdict) if one.verdict is not None else []
-        blocks += [f"{one.path}: certificate written to {one.certificate}"] if one.certificate is not None else []
-    return blocks + verdicts.assumptions(proven)
-
-
-def _deliver(judged: Sequence[Judged], output: str | None, *, as_json: bool) -> None:
+def _deliver(judged: Sequence[Judged], deliveries: Iterable[Delivery]) -> int:
+    """Hand over every report; one that cannot be written hides neither the others nor a worse verdict."""
     for one in judged:
         if one.problem is not None:
             report.error(*outcome.describe(one.problem))
-    if output is not None:
-        report.save(output, report.as_json(as_document(judged)) if as_json else report.plain(as_text(judged)))
-        report.note(f"report written to {output}")
-    elif as_json:
-        report.document(as_document(judged))
+    worst = max(one.exit_code for one in judged)
+    for delivery in deliveries:
+        try:
+            _hand_over(judged, delivery)
+        except InputError as problem:
+            report.error(*outcome.describe(problem))
+            worst = max(worst, problem.exit_code)
+    return worst
+
+
+def _hand_over(judged: Sequence[Judged], delivery: Delivery) -> None:
+    if delivery.file is not None:
+        report.save(delivery.file, formats.render(delivery.form, judged))
+        report.note(f"report written to {delivery.file}")
+    elif delivery.form == "text":
+        from lipdeploy.cli.formats.text import blocks
+
+        report.show(blocks(judged))
     else:
-        report.show(as_text(judged))
+        report.text(formats.render(delivery.form, judged))

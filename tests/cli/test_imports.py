@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lipdeploy.cli.formats import FORMATS
 from tests.cli.conftest import ROOT
 
 PROBE = """
@@ -69,7 +70,7 @@ def test_light_commands_load_nothing_heavy(words: tuple[str, ...]) -> None:
     assert loaded(*words) == ["0"]
 
 
-@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize("words", [(), ("--json",), *(("--format", form) for form in FORMATS)], ids=" ".join)
 def test_verify_loads_numpy_and_onnx_only(words: tuple[str, ...], dense: Path) -> None:
     assert loaded("verify", str(dense), *words) == ["0", "numpy", "onnx"]
 
@@ -79,6 +80,7 @@ def test_verify_loads_numpy_and_onnx_only(words: tuple[str, ...], dense: Path) -
     [
         (("verify", "MODEL"), 0, ""),
         (("inspect", "MODEL"), 0, ""),
+        (("diff", "MODEL", "MODEL"), 0, ""),
         (("doctor",), 0, ""),
         (("predict", "MODEL", "x.npy"), 2, NO_RUNTIME),
         (("verify", "MODEL", "--estimate"), 2, "needs onnxruntime, which is not installed"),

@@ -9,8 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from lipdeploy.cli import schema
-from lipdeploy.cli import verify as verify_command
+from lipdeploy.cli import judging, schema
 from tests.cli.conftest import BROKEN, Cli, write_model
 
 TRUE_CONSTANT = 0.75
@@ -118,15 +117,15 @@ def test_several_models_are_all_reported_and_the_worst_decides(
 def test_a_crash_on_one_model_hides_neither_the_others_nor_itself(
     cli: Cli, dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = verify_command._verdict
+    real = judging.verdict_of
     odd = dense.parent / "odd.onnx"
 
-    def judge(path: str, request: verify_command.Request) -> object:
-        if path == str(odd):
+    def judge(target: judging.Target, request: judging.Request) -> object:
+        if target.path == str(odd):
             raise ZeroDivisionError("odd")
-        return real(path, request)
+        return real(target, request)
 
-    monkeypatch.setattr(verify_command, "_verdict", judge)
+    monkeypatch.setattr(judging, "verdict_of", judge)
     result = cli("verify", odd, dense, "--json")
     check(result.document)
     assert (result.code, result.document["models"][0]["status"]) == (5, "verified")

@@ -13,44 +13,20 @@ import jsonschema
 import pytest
 
 from lipdeploy.cli import schema
+from tests.journeys.conftest import ROOT, Shell, blocks
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
-def journey(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def journey(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder in which the README was followed, and how its shell block ended."""
     pytest.importorskip("torch")
     pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("journey")
-    (folder / "net.py").write_text(blocks("python")[0])
-    (shell,) = blocks("sh")
-    done = subprocess.run(
-        ["bash", "-e", "-u", "-o", "pipefail", "-c", shell],
-        cwd=folder,
-        env=environment(tmp_path_factory.mktemp("bin")),
-        capture_output=True,
-        text=True,
-    )
-    return folder, done
-
-
-def environment(programs: Path) -> dict[str, str]:
-    """PATH with this interpreter's own programs; where ``lipdeploy`` is not installed, what its script would run."""
-    own = Path(sys.executable).parent
-    for name, words in (("python", ""), ("lipdeploy", "-m lipdeploy.cli.main")):
-        if not (own / name).exists():
-            program = programs / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-            program.chmod(0o755)
-    path = os.pathsep.join([str(own), str(programs), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (folder / "net.py").write_text(blocks("README.md", "python")[0])
+    (script,) = blocks("README.md", "sh")
+    return folder, shell(f"set -u\n{script}", folder)
 
 
 def test_the_shell_block_runs_as_it_stands(journey: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -77,7 +53,7 @@ def test_what_the_shell_block_left_behind(journey: tuple[Path, subprocess.Comple
 def test_the_python_block_runs_as_it_stands(journey: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = journey
     done = subprocess.run(
-        [sys.executable, "-c", blocks("python")[1]],
+        [sys.executable, "-c", blocks("README.md", "python")[1]],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -1,0 +1,128 @@
+"""Judges models one by one for ``verify``: whatever goes wrong with one must not hide the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lipdeploy.cli import estimating, outcome, report, verdicts
+from lipdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from lipdeploy.cli.ratchet import Comparison
+    from lipdeploy.verify import Verdict
+
+BESIDE_THE_MODEL = ""
+#: Statuses whose bound was proven, so that it can be compared with a baseline.
+PROVEN = ("verified", "exceeded")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model and what is required of it; ``problem`` where there is nothing to judge (a pattern without a match)."""
+
+    path: str
+    norm: str = "l2"
+    max_lipschitz: float | None = None
+    output_name: str | None = None
+    baseline: str | None = None
+    problem: InputError | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about every model of one run."""
+
+    estimate: bool = False
+    certificate: str | None = None
+    update_baseline: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model with its verdict, with the reason why there is none, or with what went wrong besides."""
+
+    path: str
+    verdict: Verdict | None = None
+    problem: Exception | None = None
+    certificates: tuple[str, ...] = ()
+    comparison: Comparison | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that this model alone would give."""
+        codes = [0] if self.verdict is None else [verdicts.exit_code(self.verdict)]
+        return max(*codes, 0 if self.problem is None else outcome.exit_code(self.problem))
+
+
+def judge(target: Target, request: Request) -> Judged:
+    """Prove, compare with the baseline, write the certificate: as far as it goes."""
+    judged = Judged(target.path)
+    try:
+        if target.problem is not None:
+            raise target.problem
+        with report.working(f"verifying {target.path}"):
+            judged = dataclasses.replace(judged, verdict=verdict_of(target, request))
+            if not request.update_baseline:
+                judged = _compared(judged, target)
+            return _recorded(judged, target, request)
+    except Exception as problem:
+        if request.debug:
+            report.diagnostic("".join(traceback.format_exception(problem)))
+        return dataclasses.replace(judged, problem=problem)
+
+
+def verdict_of(target: Target, request: Request) -> Verdict:
+    """The verifier's verdict, with the lower estimate where it was asked for."""
+    if request.estimate:
+        estimating.require()
+    from lipdeploy.verify import verify
+
+    verdict = verify(
+        target.path,
+        norm=target.norm,
+        max_lipschitz=target.max_lipschitz,
+        output_name=target.output_name,
+        check_certificate=request.certificate != BESIDE_THE_MODEL,  # else it is about to be replaced
+    )
+    if request.estimate and verdict.lipschitz_bound is not None:
+        verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(target.path, verdict))
+    return verdict
+
+
+def _compared(judged: Judged, target: Target) -> Judged:
+    """The verdict after the ratchet: worse than the baseline is above a limit, too."""
+    verdict = judged.verdict
+    if verdict is None or target.baseline is None or verdict.status not in PROVEN:
+        return judged
+    from lipdeploy.cli import ratchet
+
+    comparison = ratchet.compare(verdict, ratchet.baseline_of(target.path, target.baseline))
+    if comparison.is_worse:
+        verdict = dataclasses.replace(verdict, status="exceeded")
+    return dataclasses.replace(judged, verdict=verdict, comparison=comparison)
+
+
+def _recorded(judged: Judged, target: Target, request: Request) -> Judged:
+    """Write the certificates that were asked for."""
+    if judged.verdict is not None and judged.verdict.status == "verified":
+        for path in _certificate_paths(target, request):
+            judged.verdict.write_certificate(path)
+            judged = dataclasses.replace(judged, certificates=(*judged.certificates, str(path)))
+    return judged
+
+
+def _certificate_paths(target: Target, request: Request) -> Iterator[Path]:
+    """Where a proven model, within its limits, leaves certificates."""
+    from lipdeploy.cli.ratchet import baseline_of
+    from lipdeploy.verify.certificate import certificate_path
+
+    if request.certificate is not None:
+        yield Path(request.certificate or certificate_path(target.path))
+    if request.update_baseline and target.baseline is not None:
+        yield baseline_of(target.path, target.baseline)

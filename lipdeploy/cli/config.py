@@ -24,7 +24,7 @@ OWN_FILE, PROJECT_FILE = ".lipdeploy.toml", "pyproject.toml"
 KEYS = ("norm", "max_lipschitz", "method", "graph_output", "baseline", "require_signature", "ignore")
 TOP_KEYS, MODEL_KEYS = (*KEYS, "models"), ("path", *KEYS)
 #: The ways to prove that this version knows.
-METHODS = ("product",)
+METHODS = ("product", "lmi", "best")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Choices:
     max_lipschitz: float | None = None
     graph_output: str | None = None
     baseline: str | None = None
+    method: str | None = None
 
     def over(self, other: Choices) -> Choices:
         """These choices, and those of ``other`` where nothing was said here."""
@@ -44,7 +45,7 @@ class Choices:
     def target(self, path: str, problem: InputError | None = None) -> Target:
         """The model at ``path`` under these choices; what nobody chose is the default."""
         norm = self.norm if self.norm is not None else NORMS[0]
-        return Target(path, norm, self.max_lipschitz, self.graph_output, self.baseline, problem)
+        return Target(path, norm, self.max_lipschitz, self.graph_output, self.baseline, self.method, problem)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,6 @@ def _choices(where: str, folder: str, table: Mapping[str, Any]) -> Choices:
             f"{where}: require_signature: this version cannot check signatures yet, so nothing would be required",
             hint="remove the key",
         )
-    _one_of(where, "method", table.get("method"), METHODS)
     _check_ignored(where, table.get("ignore", []))
     baseline = _string(where, "baseline", table.get("baseline"))
     return Choices(
@@ -195,6 +195,7 @@ def _choices(where: str, folder: str, table: Mapping[str, Any]) -> Choices:
         max_lipschitz=_limit(where, table.get("max_lipschitz")),
         graph_output=_string(where, "graph_output", table.get("graph_output")),
         baseline=None if baseline is None else _near(os.path.join(folder, baseline)),
+        method=_one_of(where, "method", table.get("method"), METHODS),
     )
 
 

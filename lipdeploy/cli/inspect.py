@@ -31,7 +31,7 @@ def command(model: str, norm: str, graph_output: str | None, estimate: bool, as_
     from lipdeploy.verify import verify
 
     with report.working(f"verifying {model}"):
-        verdict = verify(model, norm=norm, output_name=graph_output)
+        verdict = verify(model, norm=norm, output_name=graph_output, method="best")
     if estimate and verdict.status == "verified" and estimating.is_possible():
         with report.working("estimating from below"):
             verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(model, verdict))

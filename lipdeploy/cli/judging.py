@@ -7,14 +7,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lipdeploy.cli import estimating, outcome, report, verdicts
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, Refused
 
 if TYPE_CHECKING:
     from lipdeploy.cli.ratchet import Comparison
-    from lipdeploy.verify import Verdict
+    from lipdeploy.verify import Hints, Method, Verdict
 
 BESIDE_THE_MODEL = ""
 #: Statuses whose bound was proven, so that it can be compared with a baseline.
@@ -30,6 +30,7 @@ class Target:
     max_lipschitz: float | None = None
     output_name: str | None = None
     baseline: str | None = None
+    method: str | None = None
     problem: InputError | None = None
 
 
@@ -40,6 +41,7 @@ class Request:
     estimate: bool = False
     certificate: str | None = None
     update_baseline: bool = False
+    search_seconds: float = 20.0
     debug: bool = False
 
 
@@ -89,10 +91,27 @@ def verdict_of(target: Target, request: Request) -> Verdict:
         max_lipschitz=target.max_lipschitz,
         output_name=target.output_name,
         check_certificate=request.certificate != BESIDE_THE_MODEL,  # else it is about to be replaced
+        method=cast("Method", target.method or "best"),  # without a search: what a certificate beside the model stores
+        hints=_hints(target, request),
     )
     if request.estimate and verdict.lipschitz_bound is not None:
         verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(target.path, verdict))
     return verdict
+
+
+def _hints(target: Target, request: Request) -> Hints | None:
+    """Multipliers, where a method that uses them was asked for: stored beside the model, else searched for."""
+    if target.method not in ("lmi", "best") or target.norm != "l2":
+        return None
+    from lipdeploy.prove.multipliers import find
+    from lipdeploy.verify.certificate import certificate_path, multipliers
+
+    stored = certificate_path(target.path)
+    hints = multipliers(stored) if stored.exists() else None
+    try:
+        return hints or find(target.path, target.output_name, request.search_seconds)
+    except Refused:
+        return None  # the verifier says why
 
 
 def _compared(judged: Judged, target: Target) -> Judged:

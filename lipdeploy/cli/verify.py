@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from lipdeploy.cli import config, formats, outcome, report
-from lipdeploy.cli.config import Choices
+from lipdeploy.cli.config import METHODS, Choices
 from lipdeploy.cli.formats import FORMATS
 from lipdeploy.cli.judging import BESIDE_THE_MODEL, Judged, Request, Target, judge
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
@@ -38,6 +38,15 @@ def report_file(value: str) -> Delivery:
 @norm_option
 @limit_option
 @graph_output_option
+@click.option(
+    "--method", type=click.Choice(METHODS),
+    help="product: norms along the graph; lmi, best: also search for multipliers that prove less (l2 chains). "
+    "Default: the product, or less where the certificate beside the model stores multipliers.",
+)  # fmt: skip
+@click.option(
+    "--search-seconds", type=click.FloatRange(min=0.0, max=86400.0), default=20.0, show_default=True, metavar="S",
+    help="Time for the search of --method lmi and best.",
+)  # fmt: skip
 @click.option(
     "--baseline", metavar="CERT",
     help="Fail (exit 1) when what is proven is above what this certificate states; or a folder of them.",
@@ -71,6 +80,8 @@ def command(
     norm: str,
     max_lipschitz: float | None,
     graph_output: str | None,
+    method: str | None,
+    search_seconds: float,
     baseline: str | None,
     update_baseline: bool,
     configuration: str | None,
@@ -87,10 +98,10 @@ def command(
     decides the exit code, in the order 5, 4, 3, 2, 1, 0.
     """
     chosen = norm if _is_given(ctx, "norm") else None
-    options = Choices(chosen, max_lipschitz, graph_output, baseline)
+    options = Choices(chosen, max_lipschitz, graph_output, baseline, method)
     deliveries = [Delivery(_form(ctx, form, as_json=as_json), output), *reports]
     _check_certificate_path(certificate, models)  # before a swallowed MODEL is missed
-    request = Request(estimate, certificate, update_baseline, debugging(ctx))
+    request = Request(estimate, certificate, update_baseline, search_seconds, debugging(ctx))
     targets = config.targets(config.find(configuration), models, options)
     _check_certificates(request, targets)
     _check_baselines(baseline, update_baseline, targets)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.verify import certificate
 from lipdeploy.verify.assumptions import ASSUMPTIONS
 from lipdeploy.verify.bound import Bound, Estimate
-from lipdeploy.verify.check import prove
+from lipdeploy.verify.check import Proof, prove
 from lipdeploy.verify.digest import CLASS_NAMES_KEY, semantic_sha256
+from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.norms import norm_pair
 from lipdeploy.verify.source import Source, read_source
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec, Verdict
@@ -23,6 +28,8 @@ __all__ = [
     "Bound",
     "ErrorBound",
     "Estimate",
+    "Hints",
+    "Method",
     "NodeReport",
     "Source",
     "TensorSpec",
@@ -32,6 +39,14 @@ __all__ = [
     "verify_source",
     "version",
 ]
+
+
+#: ``product``: norms along the graph. ``lmi``: the multiplier certificate where it proves something, else the product.
+#: ``best``: the smaller of the two.
+Method = Literal["product", "lmi", "best"]
+METHODS = ("product", "lmi", "best")
+#: One float64 vector per activation of a chain network, from ``lipdeploy.prove.multipliers.find``. Never believed.
+Hints = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 
 
 def version() -> str:
@@ -49,16 +64,20 @@ def verify(
     max_lipschitz: float | None = None,
     output_name: str | None = None,
     check_certificate: bool = True,
+    method: Method = "product",
+    hints: Hints | None = None,
 ) -> Verdict:
     """Prove an upper bound of the Lipschitz constant of an ONNX file.
 
     ``model`` is a path or the file's bytes; ``norm`` one of ``l2``, ``linf``, ``l1``, ``l2-linf``, ``l1-linf``
     (norm of the input, norm of the output). A certificate that lies beside the file is checked against the proof.
+    ``method`` ``lmi`` or ``best`` lets multipliers tighten an l2 bound: ``hints`` are claims, checked before use; where
+    they prove nothing (or the graph is no chain, or there are none) the product of the norms stands.
     The verdict's ``status`` is ``verified``, ``exceeded`` (above ``max_lipschitz``), ``refused`` or ``integrity``.
 
     Raises ``InputError`` when there is no readable ONNX model, or an option makes no sense.
     """
-    _check_options(norm, max_lipschitz)
+    _check_options(norm, max_lipschitz, method)
     path = "<bytes>" if isinstance(model, bytes) else os.fspath(model)
     try:
         source = read_source(model)
@@ -70,6 +89,8 @@ def verify(
         max_lipschitz=max_lipschitz,
         output_name=output_name,
         check_certificate=check_certificate and not isinstance(model, bytes),
+        method=method,
+        hints=hints,
     )
 
 
@@ -80,24 +101,39 @@ def verify_source(
     max_lipschitz: float | None = None,
     output_name: str | None = None,
     check_certificate: bool = False,
+    method: Method = "product",
+    hints: Hints | None = None,
 ) -> Verdict:
     """``verify`` for bytes that were read before, so that what is verified is what runs."""
-    _check_options(norm, max_lipschitz)
+    _check_options(norm, max_lipschitz, method)
     started = time.perf_counter()
-    verdict = _proven(source, norm, max_lipschitz, output_name)
     beside = certificate.certificate_path(source.path)
-    if check_certificate and verdict.status != "refused" and beside.exists():
-        verdict = _checked(verdict, source, beside)
+    check_certificate = check_certificate and beside.exists()
+    stored = certificate.multipliers(beside) if check_certificate else None
+    hints = stored if hints is None else hints
+    verdict = _proven(source, norm, max_lipschitz, output_name, method, hints)
+    if check_certificate and verdict.status != "refused":
+        again = method == "lmi" or stored is not (hints if method == "best" else None)
+        verdict = _checked(verdict, source, beside, stored, again=again)
     return replace(verdict, elapsed_seconds=time.perf_counter() - started)
 
 
-def _check_options(norm: str, max_lipschitz: float | None) -> None:
+def _check_options(norm: str, max_lipschitz: float | None, method: str) -> None:
     norm_pair(norm)
+    if method not in METHODS:
+        raise InputError(f"unknown method '{method}'", hint=f"one of {', '.join(METHODS)}")
     if max_lipschitz is not None and not 0.0 < max_lipschitz < float("inf"):
         raise InputError(f"the limit must be a positive number, not {max_lipschitz!r}", hint="--max-lipschitz 1.0")
 
 
-def _proven(source: Source, norm: str, max_lipschitz: float | None, output_name: str | None) -> Verdict:
+def _proven(
+    source: Source,
+    norm: str,
+    max_lipschitz: float | None,
+    output_name: str | None,
+    method: Method = "product",
+    hints: Hints | None = None,
+) -> Verdict:
     empty = Verdict(
         path=source.path,
         status="refused",
@@ -109,9 +145,11 @@ def _proven(source: Source, norm: str, max_lipschitz: float | None, output_name:
         external_sha256=source.external_sha256,
     )
     try:
-        proof = prove(source.proto, norm, output_name)
+        tighten = method != "product" and norm == "l2" and hints is not None
+        proof = prove(source.proto, norm, output_name, with_chain=tighten)
     except Refused as error:
         return replace(empty, refusals=error.refusals)
+    proof = _tightened(proof, method, hints) if tighten and hints is not None else proof
     exceeded = max_lipschitz is not None and proof.bound.value > max_lipschitz
     return replace(
         empty,
@@ -128,6 +166,18 @@ def _proven(source: Source, norm: str, max_lipschitz: float | None, output_name:
     )
 
 
+def _tightened(proof: Proof, method: Method, hints: Hints) -> Proof:
+    """The proof with the multiplier certificate's bound, and the smaller of both for every pair of classes."""
+    certified = certify(proof.chain, hints) if proof.chain is not None else None
+    if certified is None:
+        return proof
+    bound = certified.bound if method == "lmi" else min(certified.bound, proof.bound)
+    pairwise = None if proof.pairwise is None else np.minimum(proof.pairwise, certified.pairwise)
+    stored = {"multipliers": [[float(value).hex() for value in layer] for layer in hints]}
+    row = NodeReport(proof.output.name, "", certified.bound, bound, "diagonal multipliers", proof.output.shape, stored)
+    return replace(proof, bound=bound, pairwise=pairwise, nodes=(*proof.nodes, row))
+
+
 def _class_names(source: Source) -> tuple[str, ...]:
     for entry in source.proto.metadata_props:
         if entry.key == CLASS_NAMES_KEY:
@@ -139,10 +189,15 @@ def _class_names(source: Source) -> tuple[str, ...]:
     return ()
 
 
-def _checked(verdict: Verdict, source: Source, path: Path) -> Verdict:
+def _checked(verdict: Verdict, source: Source, path: Path, stored: Hints | None, *, again: bool) -> Verdict:
+    """The verdict, or ``integrity`` when the certificate beside the model contradicts what its own hints prove.
+
+    ``again``: the verdict was not proven with those hints, so that has to be done first.
+    """
+
     def verdict_in(norm: str, output: str) -> Verdict:
         same = norm == verdict.norm and verdict.output is not None and output == verdict.output.name
-        other = verdict if same else _proven(source, norm, None, output)
+        other = verdict if same and not again else _proven(source, norm, None, output, "best", stored)
         if other.status == "refused":
             raise IntegrityError(f"{path}: states a bound that cannot be proven: {other.refusals[0]}")
         return other

@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lipdeploy.errors import InputError, IntegrityError
 from lipdeploy.verify.atomic import write_atomically
 from lipdeploy.verify.rounding import decimal_up, mul_up, up
@@ -76,7 +78,7 @@ def document(verdict: Verdict, version: str) -> Document:
                 "gain": stated(node.gain.value) if node.gain.is_finite else None,
                 "bound_after": stated(node.bound_after.value) if node.bound_after.is_finite else None,
                 "rule": node.rule,
-                "hints": {},
+                "hints": dict(node.hints),
             }
             for node in verdict.nodes
         ],
@@ -143,6 +145,15 @@ def _check_shape(path: Path, content: Any) -> None:
     nodes = content["nodes"]
     if not isinstance(nodes, list) or any(not isinstance(n, dict) or set(n) != NODE_KEYS for n in nodes):
         raise IntegrityError(f"{path}: 'nodes' is not a list of nodes with keys {sorted(NODE_KEYS)}")
+
+
+def multipliers(path: Path) -> list[np.ndarray[Any, np.dtype[np.float64]]] | None:
+    """The multipliers that a certificate stores; ``None``: none, or nothing readable. Claims, no more."""
+    try:
+        stored = [node["hints"]["multipliers"] for node in read(path)["nodes"] if "multipliers" in node["hints"]]
+        return [np.array([float.fromhex(value) for value in layer], np.float64) for layer in stored[0]]
+    except (IntegrityError, TypeError, ValueError, OverflowError, LookupError):
+        return None
 
 
 def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdict]) -> None:

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
 from lipdeploy.errors import Refusal, Refused
 from lipdeploy.ops import DOMAIN
 from lipdeploy.verify.bound import ONE, UNBOUNDED, ZERO, Bound
+from lipdeploy.verify.chain import Chain, chain_of
 from lipdeploy.verify.constants import evaluate
 from lipdeploy.verify.functions import check_bodies, inlined
 from lipdeploy.verify.graph import (
@@ -69,9 +70,10 @@ class Proof:
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     operators: Mapping[str, int]
+    chain: Chain | None = None  # what a multiplier certificate may be about; only when asked for
 
 
-def prove(proto: ModelProto, norm: str, output_name: str | None = None) -> Proof:
+def prove(proto: ModelProto, norm: str, output_name: str | None = None, *, with_chain: bool = False) -> Proof:
     """Prove a bound for ``proto`` (external data inlined). Raises ``Refused`` with every reason found."""
     if proto.ir_version not in IR_VERSIONS:
         message = f"IR version {proto.ir_version} is outside {IR_VERSIONS.start} to {IR_VERSIONS.stop - 1}"
@@ -80,6 +82,8 @@ def prove(proto: ModelProto, norm: str, output_name: str | None = None) -> Proof
     with np.errstate(all="ignore"):
         walk = _Walk(flat.graph, opset_versions(flat), norm)
         proof = walk.run(_chosen_output(flat.graph, output_name))
+        if with_chain:
+            proof = replace(proof, chain=chain_of(proof.output.name, walk.calls, walk.values))
     check_bodies(flat, walk.element_types or {TensorProto.FLOAT})
     return proof
 

@@ -29,6 +29,7 @@ from lipdeploy.verify.verdict import ErrorBound
 
 GUARANTEES = ("deployed", "network")
 LEAST_NUMERATOR = 2.0**-1000
+LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class _Errors:
         """What the errors can take from a gap, without the part that grows with the radius; rounded up."""
         taken = _at(self.at_x, norms)
         if self.guarantee == "deployed":
-            taken = _up(taken + _at(self.nearby, norms))
-        return _up(self.scores * taken)
+            taken = 2.0 * taken if self.nearby is self.at_x else _up(taken + _at(self.nearby, norms))
+        return self.scores * taken  # one or two: exact
 
     def room(self, norms: Array) -> Array:
         """How far the error bounds reach beyond ‖x‖; rounded down."""
@@ -114,34 +115,44 @@ def _at(error: ErrorBound, norms: Array) -> Array:
 
 
 def _many_logits(scores: Array, norms: Array, pairs: Array, errors: _Errors) -> CertifiedRows:
-    label = np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
+    usable = np.all(np.isfinite(scores), axis=1)
+    label = np.argmax(scores if usable.all() else np.where(np.isnan(scores), -np.inf, scores), axis=1)
     rows = np.arange(len(scores))
     gaps = _down(scores[rows, label][:, None] - scores)
-    radii = _radii(gaps, norms[:, None], pairs[label], errors)
-    radii[rows, label] = np.inf
     gaps[rows, label] = np.inf
-    usable = np.all(np.isfinite(scores), axis=1)
+    radii = _radii(gaps, norms, pairs[label], label, errors)
     margin = np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0)
-    return CertifiedRows(label, margin, _capped(radii.min(axis=1), norms, usable, errors))
+    return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
 
 
 def _one_logit(scores: Array, norms: Array, constant: float, errors: _Errors) -> CertifiedRows:
     usable = np.isfinite(scores)
-    radii = _radii(np.abs(scores), norms, np.full_like(scores, constant), errors)
-    label = (scores > 0.0).astype(np.int64)
-    return CertifiedRows(label, np.where(usable, np.abs(scores), 0.0), _capped(radii, norms, usable, errors))
+    gaps = np.abs(scores)
+    radii = _radii(gaps[:, None], norms, np.full((len(scores), 1), constant), None, errors)
+    label, margin = (scores > 0.0).astype(np.int64), np.where(usable, gaps, 0.0)
+    return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
 
 
-def _radii(gaps: Array, norms: Array, pairs: Array, errors: _Errors) -> Array:
-    """Numerator down, denominator up, quotient down and once more."""
-    numerator = _down(gaps - errors.allowance(norms))
+def _radii(gaps: Array, norms: Array, pairs: Array, own: Array | None, errors: _Errors) -> Array:
+    """Per row the least quotient: numerators down, denominators up, the quotient down and once more.
+
+    Stepping down is monotone, so the least quotient is stepped down after it was chosen. ``own`` is each row's own
+    class, which does not count.
+    """
+    numerator = _down(gaps - errors.allowance(norms)[:, None])
     denominator = _up(pairs + errors.slope) if errors.slope else pairs
-    quotient = _down(_down(numerator / np.where(denominator == 0.0, 1.0, denominator)))
-    quotient = np.where(denominator == 0.0, np.inf, quotient)
-    return np.where(numerator > LEAST_NUMERATOR, np.maximum(quotient, 0.0), 0.0)
+    quotient = np.minimum(numerator / denominator, LARGEST)
+    constant = denominator == 0.0  # a gap that never changes
+    if constant.any():
+        quotient = np.where(constant, np.inf, quotient)
+    if own is not None:
+        quotient[np.arange(len(own)), own] = np.inf
+    least = quotient.min(axis=1)
+    least = np.where(np.isinf(least), least, _down(_down(least)))
+    return np.where(np.all(numerator > LEAST_NUMERATOR, axis=1), np.maximum(least, 0.0), 0.0)
 
 
-def _capped(radii: Array, norms: Array, usable: Array, errors: _Errors) -> Array:
+def _capped(radii: Array, norms: Array, usable: Any, errors: _Errors) -> Array:
     """No radius beyond where the error bounds end; none for unusable rows."""
     radii = np.minimum(radii, errors.room(norms))
     return np.where(usable & ~np.isnan(radii) & np.isfinite(norms), radii, 0.0)

@@ -39,7 +39,10 @@ class ErrorBound:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One row of the proof: the node's own gain and the bound from the graph's input to its output."""
+    """One row of the proof: the node's own gain and the bound from the graph's input to its output.
+
+    ``hints`` are what the certificate stores so that proving it again needs no search; nobody believes them.
+    """
 
     name: str
     op: str
@@ -47,6 +50,7 @@ class NodeReport:
     bound_after: Bound
     rule: str
     shape: tuple[int | None, ...]
+    hints: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ covers flush-to-zero).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,14 @@ def inflate(computed: float, terms: int) -> float:
     return div_up(computed, down(1.0 - gamma_up(terms + 1)))
 
 
+@functools.lru_cache(maxsize=256)  # exact rationals take longer than the sums of a small batch
+def _shrink(terms: int) -> float:
+    return down(1.0 - gamma_up(terms + 1))
+
+
 def inflate_array(computed: Array, terms: int) -> Array:
     """``inflate``, entry by entry."""
-    upper: Array = np.nextafter(computed / down(1.0 - gamma_up(terms + 1)), np.inf)
+    upper: Array = np.nextafter(computed / _shrink(terms), np.inf)
     return np.where(computed == 0.0, 0.0, upper)
 
 
@@ -37,7 +43,10 @@ def absolute_sums(matrix: Array, axis: int) -> Array:
 def square_sums(matrix: Array, axis: int) -> Array:
     """Upper bounds of Σw² along one axis of a matrix."""
     terms = matrix.shape[axis]
-    upper: Array = np.nextafter(inflate_array(np.square(matrix).sum(axis=axis), terms) + terms * TINY, np.inf)
+    sums = np.einsum("ij,ij->i" if axis % 2 else "ij,ij->j", matrix, matrix)
+    upper: Array = np.nextafter(inflate_array(sums, terms) + terms * TINY, np.inf)
+    if np.all(sums != 0.0):
+        return upper
     return np.where(np.any(matrix != 0.0, axis=axis), upper, 0.0)
 
 

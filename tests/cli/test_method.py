@@ -1,0 +1,96 @@
+"""``verify --method``: multipliers are searched for, stored in the certificate, and used again without a search."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from lipdeploy.runtime import CertifiedSession
+from lipdeploy.verify import verify
+
+GRAPH = """<ir_version: 10, opset_import: ["": 20, "lipdeploy": 1]>
+g (float[N,12] x) => (float[N,3] y) {
+    h = Gemm<transB = 1>(x, W1)
+    s = Relu(h)
+    y = Gemm<transB = 1>(s, W2)
+}"""
+
+
+def lipdeploy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lipdeploy.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def bound(*arguments: str) -> float:
+    done = lipdeploy("verify", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return float(json.loads(done.stdout)["models"][0]["lipschitz_bound"])
+
+
+@pytest.fixture
+def network(tmp_path):
+    random = np.random.default_rng(0)
+    weights = {"W1": random.standard_normal((20, 12)), "W2": random.standard_normal((3, 20))}
+    model = onnx.parser.parse_model(GRAPH)
+    for name, value in weights.items():
+        stored = (value / np.linalg.norm(value, 2)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(stored, name))
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_found_once_used_ever_after(network):
+    model = str(network)
+    product = bound(model)
+    tight = bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    assert tight < 0.8 * product
+    assert bound(model) == tight, "the certificate's multipliers are used without a search"
+    assert bound(model, "--method", "product") == product
+    assert bound(model, "--method", "lmi", "--search-seconds", "0") == tight
+    assert float(CertifiedSession(network).lipschitz_bound) == tight
+
+
+def test_radii_grow_with_the_bound(network):
+    x = np.random.default_rng(1).standard_normal((30, 12)).astype(np.float32)
+    before = CertifiedSession(network).predict(x).radius
+    bound(str(network), "--method", "best", "--search-seconds", "5", "--write-certificate")
+    after = CertifiedSession(network).predict(x).radius
+    assert np.all(after >= before) and after.mean() > 1.1 * before.mean()
+
+
+def test_searching_beside_an_older_certificate_is_no_contradiction(network):
+    model = str(network)
+    bound(model, "--write-certificate")
+    assert bound(model, "--method", "best", "--search-seconds", "5") < bound(model)
+
+
+def test_edited_multipliers_are_noticed_or_harmless(network):
+    model = str(network)
+    bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    certificate = network.with_suffix(".cert.json")
+    content = json.loads(certificate.read_text())
+    hints = content["nodes"][-1]["hints"]["multipliers"]
+    content["nodes"][-1]["hints"]["multipliers"] = [[(float.fromhex(v) * 1.5).hex() for v in layer] for layer in hints]
+    certificate.write_text(json.dumps(content))
+    done = lipdeploy("verify", model)
+    assert done.returncode == 4 and "only" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--method", "guess"], ["--search-seconds", "-1"], ["--search-seconds", "soon"]])
+def test_wrong_options(network, arguments):
+    assert lipdeploy("verify", str(network), *arguments).returncode == 2
+
+
+def test_the_search_is_not_trusted(network):
+    """Whatever hints are given, what is reported was proven."""
+    truth = verify(network, method="best", hints=[np.full(20, 1e-3)])
+    assert float(truth.lipschitz_bound) <= float(verify(network).lipschitz_bound)
+    nonsense = verify(network, method="best", hints=[np.full(20, -1.0)])
+    assert float(nonsense.lipschitz_bound) == float(verify(network).lipschitz_bound)

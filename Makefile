@@ -48,6 +48,7 @@ check: venv           ## lint, format, types: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/docs.py --check
 
 bench: build          ## every measurement in tools/bench
 	for script in tools/bench/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

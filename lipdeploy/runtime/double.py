@@ -15,6 +15,7 @@ from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper, sha
 
 from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN, attach_functions
+from lipdeploy.runtime import products
 from lipdeploy.runtime.rewrites import REWRITES
 from lipdeploy.runtime.rewriting import Rewriting, Shape, attributes_of, unsupported
 
@@ -34,8 +35,10 @@ KERNELS = frozenset(
 )
 
 
-def double_model(model: onnx.ModelProto, output_name: str | None = None) -> onnx.ModelProto:
+def double_model(model: onnx.ModelProto, output_name: str | None = None, own: bool = False) -> onnx.ModelProto:
     """The float64 program of ``model`` (external data already inlined) for one of its outputs.
+
+    ``own``: products and convolutions through the operator library (``products.py``), not standard operators.
 
     Raises ``Refused`` (LIP018) naming the first node that has neither a float64 kernel nor an exact rewrite, and
     ``InputError`` when there is no output of that name.
@@ -48,11 +51,24 @@ def double_model(model: onnx.ModelProto, output_name: str | None = None) -> onnx
     _widen(graph)
     _prune(graph, graph.node)
     attach_functions(wide, {TensorProto.DOUBLE})
-    rewriting = Rewriting(_opset(wide), tensor_shapes(wide), {t.name: t for t in graph.initializer}, _names(graph))
+    rewriting = Rewriting(_opset(wide), tensor_shapes(wide), {t.name: t for t in graph.initializer}, _names(graph), own)
     for node in graph.node:
         _translate(rewriting, node)
     _prune(graph, rewriting.nodes, rewriting.constants)
+    _declare_own(wide, rewriting)
     return wide
+
+
+def _declare_own(model: onnx.ModelProto, rewriting: Rewriting) -> None:
+    """Import our products' domain where it is used, and write down the shapes that nobody else can infer."""
+    outputs = [node.output[0] for node in model.graph.node if node.domain == products.DOMAIN]
+    if outputs:
+        model.opset_import.append(helper.make_opsetid(products.DOMAIN, products.VERSION))
+    results = {value.name for value in model.graph.output}
+    for name in outputs:
+        if name in rewriting.shapes and name not in results:
+            shape = helper.make_tensor_value_info(name, TensorProto.DOUBLE, rewriting.shapes[name])
+            model.graph.value_info.append(shape)
 
 
 def _inline_foreign_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -212,6 +228,9 @@ def _without_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _translate(graph: Rewriting, node: onnx.NodeProto) -> None:
+    own = products.PRODUCTS.get(node.op_type) if graph.own and node.domain in STANDARD else None
+    if own is not None and own(graph, node):
+        return
     if node.domain in STANDARD and node.op_type in REWRITES:
         REWRITES[node.op_type](graph, node)
     elif node.domain == DOMAIN or (node.domain in STANDARD and node.op_type in KERNELS):

@@ -17,7 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.runtime.executed import check_executed
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary
-from lipdeploy.runtime.providers import Provider, check_obtained
+from lipdeploy.runtime.providers import CPU, Provider, check_obtained
 
 Array = np.ndarray[Any, Any]
 BYTES_LIMIT = 2**31 - 1
@@ -40,6 +40,12 @@ class Engine:
     providers: tuple[Provider, ...]
     threads: int | None
     library: OperatorLibrary | None
+
+    @property
+    def double_products(self) -> bool:
+        """Whether the float64 program may use the library's own products: they are there, and the CPU runs it."""
+        on_cpu = all(name == CPU for name, _ in self.providers)
+        return on_cpu and self.library is not None and self.library.double_products
 
     def open(self, model: onnx.ModelProto, what: str) -> onnxruntime.InferenceSession:
         """A session on exactly this model; checks providers and the graph that ONNX Runtime really executes.

@@ -40,7 +40,11 @@ def feeds_for(given: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 def flattened(feeds: Mapping[str, Array]) -> Array:
     """All inputs of each sample side by side, in float64 (exact): (batch, values)."""
-    rows = [array.reshape(array.shape[0], -1).astype(np.float64) for array in feeds.values() if array.shape[0]]
+    rows = [
+        array.reshape(array.shape[0], -1).astype(np.float64, copy=False) for array in feeds.values() if array.shape[0]
+    ]
+    if len(rows) == 1:
+        return rows[0]
     return np.concatenate(rows, axis=1) if rows else np.zeros((0, 0))
 
 

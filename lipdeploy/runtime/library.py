@@ -14,9 +14,11 @@ from pathlib import Path
 
 from lipdeploy.errors import IntegrityError
 from lipdeploy.ops import VERSION
+from lipdeploy.runtime.products import VERSION as PRODUCTS_VERSION
 
 ENVIRONMENT_VARIABLE = "LIPDEPLOY_OPS_LIBRARY"
 INSTALLED = Path(__file__).resolve().parent.parent / "custom_ops_lib" / "liblipdeploy_ops.so"
+PRODUCTS_SYMBOL = "lipdeploy_f64_version"
 SYMBOLS = ("RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release", "lipdeploy_ops_has_cuda")
 
 ELF_64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
@@ -30,7 +32,7 @@ class OperatorLibrary:
     """A shared library with lipdeploy's kernels: where it lies, its versions, the digest of its bytes.
 
     ``version`` is that of the operator set, ``release`` that of the package it was built from; ``has_cuda`` says
-    whether it contains the CUDA kernels.
+    whether it contains the CUDA kernels, ``double_products`` whether it has the operators of ``lipdeploy.f64``.
     """
 
     path: str
@@ -38,6 +40,7 @@ class OperatorLibrary:
     release: str
     has_cuda: bool
     sha256: str
+    double_products: bool = False
 
 
 def find_library() -> OperatorLibrary | None:
@@ -74,7 +77,8 @@ def inspect_library(path: Path) -> OperatorLibrary:
     handle.lipdeploy_ops_release.restype = ctypes.c_char_p
     release = handle.lipdeploy_ops_release().decode()
     sha256 = hashlib.sha256(data).hexdigest()
-    return OperatorLibrary(str(path), version, release, bool(handle.lipdeploy_ops_has_cuda()), sha256)
+    products = hasattr(handle, PRODUCTS_SYMBOL) and getattr(handle, PRODUCTS_SYMBOL)() == PRODUCTS_VERSION
+    return OperatorLibrary(str(path), version, release, bool(handle.lipdeploy_ops_has_cuda()), sha256, products)
 
 
 def _check_whole(path: Path, data: bytes) -> None:

@@ -52,9 +52,10 @@ def float64_function(model: onnx.ModelProto, output_name: str | None = None) -> 
     ``model`` is a parsed file with its external data inlined (``Source.proto``). Raises ``Refused`` (LIP018) when an
     operator has no float64 program and ``InputError`` for several inputs or an integer input.
     """
-    wide = double_model(model, output_name)
+    opener = engine.Engine(choose(None), 1, find_library())
+    wide = double_model(model, output_name, opener.double_products)
     if len(wide.graph.input) != 1 or wide.graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.DOUBLE:
         raise InputError("the model needs exactly one floating-point input for this")
-    session = engine.Engine(choose(None), 1, find_library()).open(wide, "float64 program")
+    session = opener.open(wide, "float64 program")
     source, target = wide.graph.input[0].name, wide.graph.output[0].name
     return lambda rows: engine.run(session, target, {source: np.asarray(rows, dtype=np.float64)})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from lipdeploy.runtime import products
 from lipdeploy.runtime.rewriting import Rewriting, attributes_of, unsupported
 from lipdeploy.runtime.windows import Windows, per_axis
 
@@ -44,6 +45,8 @@ def conv_transpose(graph: Rewriting, node: onnx.NodeProto) -> None:
     strides = per_axis(given, "strides", len(sizes), node)
     windows = _transposed_windows(given, node, sizes, kernel, strides)
     stuffed = _stuff_zeros(graph, x, channels, sizes, strides, node.output[0])
+    if graph.own and products.conv_transpose(graph, node, stuffed, windows):
+        return
     matrix = _transpose_matrix(graph, weight, groups, channels // groups, per_group, kernel, node)
     _correlate(graph, node, stuffed, matrix, groups, channels, groups * per_group, windows)
 

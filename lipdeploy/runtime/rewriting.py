@@ -18,12 +18,16 @@ F32_OR_NETWORK = "use certify='f32' or certify='network', or replace the operato
 
 @dataclass
 class Rewriting:
-    """Collects the nodes and initialisers of the new graph while the old one is walked in order."""
+    """Collects the nodes and initialisers of the new graph while the old one is walked in order.
+
+    ``own``: the operator library's float64 products may be used (``products.py``).
+    """
 
     opset: int
     shapes: Mapping[str, Shape]
     constants: dict[str, onnx.TensorProto]
     taken: set[str]
+    own: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
     def shape(self, name: str, node: onnx.NodeProto) -> Shape:

@@ -17,7 +17,7 @@ from lipdeploy.runtime import engine as engines
 from lipdeploy.runtime.double import double_model, elements_per_row
 from lipdeploy.runtime.engine import Engine
 from lipdeploy.runtime.inputs import feeds_for, flattened, probe_feeds
-from lipdeploy.runtime.library import OperatorLibrary, find_library
+from lipdeploy.runtime.library import REINSTALL, OperatorLibrary, find_library
 from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
 from lipdeploy.runtime.program import stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
@@ -70,6 +70,7 @@ class CertifiedSession:
             max_lipschitz=max_lipschitz,
             output_name=output_name,
             check_certificate=not isinstance(model, bytes),
+            method="best",  # with the multipliers that the certificate stores, if any
         )
         self.verdict.raise_for_status()
         self.certificate: dict[str, Any] = certificate.document(self.verdict, version())
@@ -84,6 +85,7 @@ class CertifiedSession:
         self._errors = self._error_constants()
         self._stored_error = None if self._uncovered() else self.verdict.numeric_error.get("f32")
         self._compare_programs()
+        self._check_products(source.proto)
 
     # What is known about the model.
 
@@ -158,9 +160,10 @@ class CertifiedSession:
         pairwise = self._class_bounds()
         engines.check_arithmetic()
         feeds = feeds_for(x, self._inputs)
-        rows = flattened(feeds)
+        wide = _widened(feeds)
+        rows = flattened(wide)
         norms = input_norm_up(rows, self.norm) if len(rows) else np.zeros(0)
-        answers, logits, program = self._certified(feeds, norms, pairwise, wanted)
+        answers, logits, program = self._certified(feeds, wide, norms, pairwise, wanted)
         return CertifiedPrediction(
             label=answers.label,
             radius=answers.radius,
@@ -194,7 +197,7 @@ class CertifiedSession:
         """The float64 program, where this mode needs it, and how many rows it takes at a time."""
         if self.certify == "f32" or _pairwise(self.verdict) is None:
             return None, 0
-        wide = double_model(model, self._output)
+        wide = double_model(model, self._output, self._engine.double_products)
         rows = max(1, BYTES_PER_RUN // (8 * elements_per_row(wide)))
         return self._open(wide, "float64 program"), rows
 
@@ -214,6 +217,23 @@ class CertifiedSession:
                 f"on a probe the stored and the float64 program {found}",
                 hint="report this model: an operator here does not compute what the verifier was told",
             )
+
+    def _check_products(self, model: onnx.ModelProto) -> None:
+        """Raise ``IntegrityError`` when the library's products and the standard operators differ by more than allowed.
+
+        Both programs compute the same real function with the same error bound, so a probe may show twice that.
+        """
+        error = self.verdict.numeric_error.get("f64")
+        if self._double is None or self._heads is None or error is None or not self._engine.double_products:
+            return
+        standard = self._engine.open(double_model(model, self._output), "float64 program in standard operators")
+        feeds = probe_feeds(self._inputs)
+        norms = input_norm_up(flattened(feeds), self.norm)
+        expected = _rows(engines.run(standard, self._output, _widened(feeds)), feeds)
+        apart = np.abs(self._double_logits(feeds, self._heads) - expected).max(axis=1)
+        if np.any((norms <= error.x_max) & ~(apart <= 2.0 * (error.c0 + error.c1 * norms) * (1.0 + 1e-9))):
+            path = self.library.path if self.library else ""
+            raise IntegrityError(f"on a probe the float64 products of {path} err by {apart.max():.3g}", hint=REINSTALL)
 
     def _error_constants(self) -> ErrorBound | None:
         """Error constants of the program whose logits give the radius; refused where they are unknown."""
@@ -245,18 +265,18 @@ class CertifiedSession:
         return self._heads
 
     def _certified(
-        self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float
+        self, feeds: dict[str, Array], wide: dict[str, Array], norms: Array, pairwise: Array, wanted: float
     ) -> tuple[CertifiedRows, Array, Array]:
-        """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row."""
+        """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row; ``wide`` is ``feeds`` in float64."""
         if self.certify == "adaptive":
-            return self._adaptive(feeds, norms, pairwise, wanted)
+            return self._adaptive(feeds, wide, norms, pairwise, wanted)
         if self.certify == "f64":
-            logits = self._double_logits(feeds, pairwise)
+            logits = self._double_logits(wide, pairwise)
             return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
         if self.certify == "f32":
             return self._answers(logits, norms, pairwise), logits, _named("f32", logits)
-        exact = self._answers(self._double_logits(feeds, pairwise), norms, pairwise)
+        exact = self._answers(self._double_logits(wide, pairwise), norms, pairwise)
         return _agreeing(exact, logits), logits, _named("f32", logits)
 
     def _answers(
@@ -266,11 +286,11 @@ class CertifiedSession:
         return certified_rows(logits, norms, pairwise, self._errors, self.guarantee, answering=answering)
 
     def _adaptive(
-        self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float
+        self, feeds: dict[str, Array], wide: dict[str, Array], norms: Array, pairwise: Array, wanted: float
     ) -> tuple[CertifiedRows, Array, Array]:
         """float32 answers the rows that it certifies as far as asked; float64 answers the others."""
         if self._stored_error is None:
-            logits = self._double_logits(feeds, pairwise)
+            logits = self._double_logits(wide, pairwise)
             return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
         rows = self._answers(logits, norms, pairwise, answering=self._stored_error)
@@ -278,7 +298,7 @@ class CertifiedSession:
         program = _named("f32", logits)
         if not rest.any():
             return rows, logits, program
-        again = self._double_rows(feeds, rest, pairwise)
+        again = self._double_rows(wide, rest, pairwise)
         escalated = self._answers(again, norms[rest], pairwise)
         logits[rest], program[rest] = again, "f64"
         for old, new in zip(_columns(rows), _columns(escalated), strict=True):
@@ -299,14 +319,20 @@ class CertifiedSession:
     def _double_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
         """Logits of the float64 program, a bounded number of rows at a time."""
         assert self._double is not None
-        wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in feeds.items()}
+        wide = _widened(feeds)
         count = len(next(iter(wide.values())))
         step = self._rows_per_run if self._inputs[0].shape[0] is None else max(count, 1)
+        if 0 < count <= step:
+            return _rows(engines.run(self._double, self._output, wide), wide)
         parts = [np.zeros((0, len(pairwise)))]
         for start in range(0, count, step):
             part = {name: array[start : start + step] for name, array in wide.items()}
             parts.append(_rows(engines.run(self._double, self._output, part), part))
         return np.concatenate(parts)
+
+
+def _widened(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array.astype(np.float64, copy=False) if _is_float(array) else array for name, array in feeds.items()}
 
 
 def _named(program: str, logits: Array) -> Array:
@@ -356,7 +382,7 @@ def _rows(result: Array, feeds: Mapping[str, Array]) -> Array:
     count = len(next(iter(feeds.values())))
     if result.ndim != 2 or len(result) != count:
         raise IntegrityError(f"{count} rows went in, and the output has shape {result.shape}")
-    return result.astype(np.float64)
+    return result.astype(np.float64, copy=False)
 
 
 def _is_float(array: Array) -> bool:

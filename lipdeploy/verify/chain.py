@@ -27,6 +27,8 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 WIDEST = 4096  # entries of one activation: above it the proof would cost more than it is worth
 LARGEST_MATRIX = 1 << 22  # entries of a convolution that is written out
 MOST_WRITTEN = 1 << 25  # entries of all matrices that are not in the file
+MOST_WEIGHTS = 1 << 28  # entries of all matrices, a shared one counted as often as it is used
+LARGEST_TENSOR = 1 << 22  # entries of one sample at any node
 DEEPEST = 256  # nodes in a row
 
 
@@ -121,7 +123,7 @@ def chain_of(output: str, calls: Sequence[Call], values: Mapping[str, Value]) ->
         for call in reversed(path):
             builder.append(call, _flow(values, call.output_names[0]))
         return builder.chain()
-    except (_Ineligible, Refused, ValueError, KeyError, IndexError, TypeError):
+    except (_Ineligible, Refused, ValueError, KeyError, IndexError, TypeError, MemoryError):
         return None
 
 
@@ -153,6 +155,7 @@ class _Builder:
         self.pending: Activation | None = None
         self.selected: Indices | None = None
         self.written = 0
+        self.entries = 0
 
     def append(self, call: Call, result: Flow) -> None:
         """Take in one node whose output is ``result``."""
@@ -162,6 +165,8 @@ class _Builder:
             raise _Ineligible
         if len(call.inputs) > rule.most_inputs or (result.size > WIDEST and self.weights):
             raise _Ineligible
+        if max(source.size, result.size) > LARGEST_TENSOR:
+            raise _Ineligible
         layer = found(call, source, result)
         if layer is None:
             if source.size != result.size:
@@ -169,13 +174,19 @@ class _Builder:
         elif isinstance(layer, _Selection):
             self.selected = layer.indices if self.selected is None else self.selected[layer.indices]
         elif isinstance(layer, np.ndarray):
-            self._linear(self._affordable(layer) if call.op == "Conv" else layer)
+            if call.op == "Conv":
+                self._affordable(layer.size)
+            self._linear(layer)
         else:
             self._activation(layer)
 
     def _linear(self, weight: Array) -> None:
+        self.entries += weight.size
+        if self.entries > MOST_WEIGHTS:
+            raise _Ineligible
         if self.selected is not None:
             # Entries move before the matrix meets them: its columns move instead, which rounds nothing.
+            self._affordable(len(weight) * self._width())
             moved = np.zeros((len(weight), self._width()))
             moved[:, self.selected] = weight
             weight, self.selected = moved, None
@@ -206,14 +217,14 @@ class _Builder:
         size = self._width() if self.selected is None else len(self.selected)
         if size > WIDEST:
             raise _Ineligible
-        self._linear(self._affordable(np.eye(size)))
+        self._affordable(size * size)
+        self._linear(np.eye(size))
 
-    def _affordable(self, matrix: Array) -> Array:
-        """A matrix that is not in the file; all of them together stay within ``MOST_WRITTEN`` entries."""
-        self.written += matrix.size
+    def _affordable(self, entries: int) -> None:
+        """Count a matrix that is not in the file, before it is made."""
+        self.written += entries
         if self.written > MOST_WRITTEN:
             raise _Ineligible
-        return matrix
 
     def chain(self) -> Chain:
         """The layers collected."""

@@ -41,6 +41,8 @@ def check_bodies(proto: ModelProto, element_types: Iterable[int]) -> None:
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     if versions.get(DOMAIN, VERSION) != VERSION or (stated and DOMAIN not in versions):
         raise _refused("LIP020", DOMAIN, f"opset import of '{DOMAIN}' is {versions.get(DOMAIN)}, known is {VERSION}")
+    if not stated:
+        return
     opset = versions.get("", versions.get("ai.onnx", 0))
     try:
         expected = {body.name: body for body in function_bodies(proto.graph, sorted(set(element_types)), opset)}

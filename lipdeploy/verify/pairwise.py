@@ -19,13 +19,14 @@ from lipdeploy.verify.rounding import UNIT_ROUNDOFF, sqrt_up
 
 PAIR_FACTOR = {Norm.L1: Bound(1.0), Norm.L2: Bound(sqrt_up(2.0)), Norm.LINF: Bound(2.0)}
 WORK_LIMIT = 4e9
+MOST_CLASSES = 4096  # above it the output is taken for a vector, not for class scores
 
 
 def pair_bounds(
     output: Flow, name: str, calls: Sequence[Call], values: Mapping[str, Value]
 ) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """(classes, classes) upper bounds with a zero diagonal; ``None`` unless the output is a row of ≥ 2 scores."""
-    if len(output.shape) != 1 or output.shape[0] < 2:
+    """(classes, classes) upper bounds with a zero diagonal; ``None`` unless the output is a row of 2 … 4096 scores."""
+    if len(output.shape) != 1 or not 2 <= output.shape[0] <= MOST_CLASSES:
         return None
     classes = output.shape[0]
     best = min(bound * PAIR_FACTOR[norm] for norm, bound in output.lipschitz.items())

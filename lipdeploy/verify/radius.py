@@ -104,10 +104,10 @@ class _Errors:
             taken = 2.0 * taken if self.nearby is self.at_x else _up(taken + _at(self.nearby, norms))
         return self.scores * taken  # one or two: exact
 
-    def room(self, norms: Array) -> Array:
-        """How far the error bounds reach beyond ‖x‖; rounded down."""
-        limit = min(self.at_x.x_max, self.nearby.x_max)
-        return np.maximum(_down(limit - norms), 0.0) if np.isfinite(limit) else np.full_like(norms, np.inf)
+    @property
+    def limit(self) -> float:
+        """The ‖x‖ up to which the error bounds hold."""
+        return min(self.at_x.x_max, self.nearby.x_max)
 
 
 def _at(error: ErrorBound, norms: Array) -> Array:
@@ -120,7 +120,7 @@ def _many_logits(scores: Array, norms: Array, pairs: Array, errors: _Errors) -> 
     rows = np.arange(len(scores))
     gaps = _down(scores[rows, label][:, None] - scores)
     gaps[rows, label] = np.inf
-    radii = _radii(gaps, norms, pairs[label], label, errors)
+    radii = _radii(gaps, norms, pairs[label], (rows, label), errors)
     margin = np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0)
     return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
 
@@ -133,11 +133,11 @@ def _one_logit(scores: Array, norms: Array, constant: float, errors: _Errors) ->
     return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
 
 
-def _radii(gaps: Array, norms: Array, pairs: Array, own: Array | None, errors: _Errors) -> Array:
+def _radii(gaps: Array, norms: Array, pairs: Array, own: tuple[Any, Any] | None, errors: _Errors) -> Array:
     """Per row the least quotient: numerators down, denominators up, the quotient down and once more.
 
-    Stepping down is monotone, so the least quotient is stepped down after it was chosen. ``own`` is each row's own
-    class, which does not count.
+    Stepping down is monotone, so the least quotient is stepped down after it was chosen. ``own`` are the entries of
+    each row's own class, which do not count. Never NaN.
     """
     numerator = _down(gaps - errors.allowance(norms)[:, None])
     denominator = _up(pairs + errors.slope) if errors.slope else pairs
@@ -146,16 +146,17 @@ def _radii(gaps: Array, norms: Array, pairs: Array, own: Array | None, errors: _
     if constant.any():
         quotient = np.where(constant, np.inf, quotient)
     if own is not None:
-        quotient[np.arange(len(own)), own] = np.inf
+        quotient[own] = np.inf
     least = quotient.min(axis=1)
     least = np.where(np.isinf(least), least, _down(_down(least)))
-    return np.where(np.all(numerator > LEAST_NUMERATOR, axis=1), np.maximum(least, 0.0), 0.0)
+    return np.where(np.all(numerator > LEAST_NUMERATOR, axis=1) & (least > 0.0), least, 0.0)  # no NaN is > 0
 
 
 def _capped(radii: Array, norms: Array, usable: Any, errors: _Errors) -> Array:
     """No radius beyond where the error bounds end; none for unusable rows."""
-    radii = np.minimum(radii, errors.room(norms))
-    return np.where(usable & ~np.isnan(radii) & np.isfinite(norms), radii, 0.0)
+    limit = errors.limit
+    room = np.maximum(_down(limit - norms), 0.0) if math.isfinite(limit) else np.inf
+    return np.where(usable & (norms < limit), np.minimum(radii, room), 0.0)  # no NaN and no infinity is < limit
 
 
 def float32_down(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -57,9 +57,8 @@ def convolutions(rng: np.random.Generator) -> None:
         seconds, bound = cpu_seconds(lambda op=operator: op.gains((Norm.L2,))[Norm.L2, Norm.L2].value)  # type: ignore[misc]
         truth = largest_singular_value(kernel, size, stride)
         total += seconds
-        print(
-            f"| {inputs}→{outputs} s{stride} @{size} | {bound:.6f} | {truth:.6f} | {bound / truth - 1:.1e} | {seconds:.2f} |"
-        )
+        layer = f"{inputs}→{outputs} s{stride} @{size}"
+        print(f"| {layer} | {bound:.6f} | {truth:.6f} | {bound / truth - 1:.1e} | {seconds:.2f} |")
     print(f"\nwhole conv net: {total:.2f} cpu s, one thread")
 
 

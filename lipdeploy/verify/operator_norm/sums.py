@@ -44,7 +44,7 @@ def square_sums(matrix: Array, axis: int) -> Array:
     """Upper bounds of Σw² along one axis of a matrix."""
     terms = matrix.shape[axis]
     sums = np.einsum("ij,ij->i" if axis % 2 else "ij,ij->j", matrix, matrix)
-    upper: Array = np.nextafter(inflate_array(sums, terms) + terms * TINY, np.inf)
+    upper: Array = np.nextafter(np.nextafter(sums / _shrink(terms), np.inf) + terms * TINY, np.inf)
     if np.all(sums != 0.0):
         return upper
     return np.where(np.any(matrix != 0.0, axis=axis), upper, 0.0)

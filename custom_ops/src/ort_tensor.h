@@ -90,6 +90,14 @@ inline float float_attribute(const Api* api, const OrtKernelInfo* info, const ch
   return attribute<float>(api, info, name, nullptr, KernelInfoGetAttribute_float);
 }
 
+inline std::vector<int64_t> ints_attribute(const Api* api, const OrtKernelInfo* info, const char* name) {
+  size_t size = 0;
+  check(KernelInfoGetAttributeArray_int64(api, info, name, nullptr, &size));
+  std::vector<int64_t> values(size);
+  check(KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
+  return values;
+}
+
 inline std::string text(const std::vector<int64_t>& shape) {
   std::string result = "(";
   for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);

@@ -1,6 +1,5 @@
 // Registers every operator of the domain `lipdeploy` with ONNX Runtime: four element types each, for the CPU and, where
-// the library was built with CUDA, for the CUDA provider.
-#include <atomic>
+// the library was built with CUDA, for the CUDA provider; and the domain `lipdeploy.f64` beside it.
 #include <string>
 #include <type_traits>
 
@@ -8,7 +7,7 @@
 #include "lipdeploy/entry_points.h"
 #include "lipdeploy/group_sort.h"
 #include "lipdeploy/linear_spline.h"
-#include "ort_tensor.h"
+#include "registration.h"
 
 namespace lipdeploy {
 namespace {
@@ -30,30 +29,6 @@ struct OnCuda {
   static constexpr const char* kProvider = "CUDAExecutionProvider";
 };
 
-// Spreads ranges over ONNX Runtime's own threads.
-Parallel parallel_for(const Api* api, const OrtKernelContext* context) {
-  return [api, context](int64_t total, int64_t grain, const Range& range) {
-    struct Work {
-      int64_t total, grain;
-      const Range& range;
-      std::atomic<bool> failed{false};
-    } work{total, grain, range};
-    const int64_t tasks = (total + grain - 1) / grain;
-    if (tasks <= 1) return run_inline(total, grain, range);
-    const ParallelTask run = [](void* user_data, size_t iteration) {
-      Work& w = *static_cast<Work*>(user_data);
-      const int64_t begin = static_cast<int64_t>(iteration) * w.grain;
-      try {
-        w.range(begin, begin + w.grain < w.total ? begin + w.grain : w.total);
-      } catch (...) {
-        w.failed = true;
-      }
-    };
-    check(KernelContext_ParallelFor(api, context, run, static_cast<size_t>(tasks), 0, &work));
-    if (work.failed) throw std::runtime_error("lipdeploy: out of memory");
-  };
-}
-
 // (outer, channels, inner) around the channel axis.
 struct AroundAxis {
   int64_t outer = 1, channels = 1, inner = 1;
@@ -70,10 +45,6 @@ AroundAxis around_axis(const char* op, const std::vector<int64_t>& shape, int64_
     part = i == axis ? shape[i] : part * shape[i];
   }
   return result;
-}
-
-void check_type(const char* op, const Tensor& tensor, int expected) {
-  if (tensor.type != expected) throw std::invalid_argument(std::string(op) + ": unexpected element type of an input");
 }
 
 #if defined(LIPDEPLOY_HAS_CUDA)
@@ -181,30 +152,18 @@ struct LinearSplineKernel {
 
 // One operator, one type, one provider.
 template <class Kernel, class Element, class Provider>
-struct Registration : CustomOp {
+struct Registration : Description<Kernel, kOperatorSet> {
   // Shape inference gets no table of functions, so the description keeps the one that it was registered with.
   const Api* api = nullptr;
 
   Registration() {
-    GetName = [](const CustomOp*) { return Kernel::kName; };
-    GetExecutionProviderType = [](const CustomOp*) { return Provider::kProvider; };
-    GetInputTypeCount = [](const CustomOp*) { return Kernel::kInputs; };
-    GetOutputTypeCount = [](const CustomOp*) { return size_t{1}; };
-    GetInputType = GetOutputType = [](const CustomOp*, size_t) { return kElementType<Element>; };
-    GetInputCharacteristic = GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
-    GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
-    GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
-    GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
-    GetStartVersion = GetEndVersion = [](const CustomOp*) { return kOperatorSet; };
-    CreateKernelV2 = [](const CustomOp*, const Api* api, const OrtKernelInfo* info, void** kernel) {
-      return guarded(api, [&] { *kernel = new Kernel(api, info); });
-    };
-    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    this->GetExecutionProviderType = [](const CustomOp*) { return Provider::kProvider; };
+    this->GetInputType = this->GetOutputType = [](const CustomOp*, size_t) { return kElementType<Element>; };
+    this->KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
       const Kernel* self = static_cast<const Kernel*>(kernel);
       return guarded(self->api, [&] { self->template compute<Element, Provider>(context); });
     };
-    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-    InferOutputShapeFn = [](const CustomOp* self, OrtShapeInferContext* context) {
+    this->InferOutputShapeFn = [](const CustomOp* self, OrtShapeInferContext* context) {
       const Api* api = static_cast<const Registration*>(self)->api;
       return guarded(api, [&] {
         OrtTensorTypeAndShapeInfo* shape = nullptr;  // stays the context's own
@@ -258,7 +217,10 @@ LIPDEPLOY_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   // Without a table there is no way to make a status either; ONNX Runtime has printed which version it wanted.
   if (api == nullptr) return nullptr;
   return lipdeploy::ort::guarded(
-      api, [&] { lipdeploy::ort::check(lipdeploy::ort::AddCustomOpDomain(api, options, lipdeploy::domain_of(api))); });
+      api, [&] {
+        for (OrtCustomOpDomain* domain : {lipdeploy::domain_of(api), lipdeploy::ort::f64_domain(api)})
+          lipdeploy::ort::check(lipdeploy::ort::AddCustomOpDomain(api, options, domain));
+      });
 }
 
 int32_t lipdeploy_ops_version(void) { return lipdeploy::kOperatorSet; }

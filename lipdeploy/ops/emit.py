@@ -13,10 +13,14 @@ ELEMENT_TYPES = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE}) | SIXTEEN_BIT
 
 
 class Emitter:
-    """Collects nodes; every method adds one and returns the name of its output. Names are numbered, so repeatable."""
+    """Collects nodes; every method adds one and returns the name of its output. Names are numbered, so repeatable.
 
-    def __init__(self, opset: int) -> None:
+    The names in a branch start with its own ``prefix``, because they may not repeat those around it.
+    """
+
+    def __init__(self, opset: int, prefix: str = "") -> None:
         self.opset = opset
+        self._prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[object, ...], str] = {}
 
@@ -27,7 +31,7 @@ class Emitter:
     def several(self, kind: str, inputs: Sequence[str], count: int, result: str = "", **attributes: Any) -> list[str]:
         """Add one node with ``count`` outputs."""
         serial = len(self.nodes)
-        outputs = [result] if result else [f"{kind}_{serial}_{i}" for i in range(count)]
+        outputs = [result] if result else [f"{self._prefix}{kind}_{serial}_{i}" for i in range(count)]
         self.nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
         return outputs
 

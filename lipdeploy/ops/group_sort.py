@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from lipdeploy.ops.emit import Emitter, enter, leave
 from lipdeploy.ops.networks import comparators
@@ -139,17 +139,43 @@ def _product(e: Emitter, sizes: str) -> str:
 
 
 def _network(e: Emitter, x: str, axis: int, parts: str, size: int, descending: int) -> str:
-    """Split the axis into ``size`` parts, sort them elementwise by a network, join them again."""
+    """Split the axis into ``size`` parts, sort them elementwise by a network, join them again.
+
+    What Min and Max make of a NaN, ONNX leaves open, and watching over every element costs more than the sort. One sum
+    over the tensor tells whether there can be any: a NaN makes it NaN. Infinities of both signs do so too, and then
+    the careful branch is taken for nothing, but its result is the same.
+    """
+    doubt = e.op("IsNaN", e.op("ReduceSum", x, keepdims=0))
+    branches = {
+        "then_branch": _network_branch(e, x, axis, parts, size, descending, careful=True),
+        "else_branch": _network_branch(e, x, axis, parts, size, descending, careful=False),
+    }
+    return e.op("If", doubt, **branches)
+
+
+def _network_branch(
+    outside: Emitter, x: str, axis: int, parts: str, size: int, descending: int, *, careful: bool
+) -> onnx.GraphProto:
+    name = "with_nan" if careful else "without_nan"
+    e = Emitter(outside.opset, prefix=f"{name}_")
     rows = e.several("Split", [x, parts], size, axis=axis)
-    nan = e.op("IsNaN", rows[0])
-    for row in rows[1:]:
-        nan = e.op("Or", nan, e.op("IsNaN", row))
+    given = list(rows)
     for i, j in comparators(size):
         rows[i], rows[j] = e.op("Min", rows[i], rows[j]), e.op("Max", rows[i], rows[j])
+    if careful:
+        rows = _poisoned(e, given, rows)
+    y = e.op("Concat", *(reversed(rows) if descending else rows), axis=axis)
+    return helper.make_graph(e.nodes, name, [], [onnx.ValueInfoProto(name=y)])
+
+
+def _poisoned(e: Emitter, given: list[str], rows: list[str]) -> list[str]:
+    """NaN in every row where one of the given rows is NaN."""
+    nan = e.op("IsNaN", given[0])
+    for row in given[1:]:
+        nan = e.op("Or", nan, e.op("IsNaN", row))
     # Where one row is NaN the sum is; being as large as the rows it needs no broadcast, which is slow in runtimes.
-    quiet = e.op("Sum", *rows)
-    rows = [e.op("Where", nan, quiet, row) for row in rows]
-    return e.op("Concat", *(reversed(rows) if descending else rows), axis=axis)
+    quiet = e.op("Sum", *given)
+    return [e.op("Where", nan, quiet, row) for row in rows]
 
 
 def _top_k(e: Emitter, x: str, axis: int, size: str, descending: int | None) -> str:

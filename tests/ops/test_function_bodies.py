@@ -48,6 +48,22 @@ def test_group_sort_body(case: SortCase, type_name: str) -> None:
         agree(in_onnxruntime(file, x), want)
 
 
+@pytest.mark.parametrize("type_name", ["f16", "f32", "f64"])
+@pytest.mark.parametrize("case", [case for case in SORT_CASES if 2 <= case.group_size <= 8], ids=str)
+def test_group_sort_body_takes_either_branch(case: SortCase, type_name: str) -> None:
+    """Networks branch on a sum: on numbers, with infinities of one sign or of both, with one NaN, with an overflow."""
+    dtype, element_type = TYPES[type_name]
+    file = model("GroupSort", case.shape, element_type, case.attributes)
+    plain = sort_input(case, dtype, special=False)
+    largest = np.finfo(dtype).max
+    for added in ([], [np.inf, np.inf], [np.inf, -np.inf], [np.nan], [-np.inf, np.nan, np.inf], [largest] * 4):
+        x = plain.copy()
+        x.reshape(-1)[: min(len(added), x.size)] = np.array(added[: x.size], dtype)
+        want = OPERATORS["GroupSort"].evaluate(x, **case.attributes)
+        agree(in_onnxruntime(file, x), want)
+        agree(in_reference(file, x), want)
+
+
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("case", SPLINE_CASES, ids=str)
 def test_linear_spline_body(case: SplineCase, type_name: str) -> None:

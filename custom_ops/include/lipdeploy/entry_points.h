@@ -41,3 +41,8 @@ LIPDEPLOY_EXPORT int32_t lipdeploy_ops_version(void);
 LIPDEPLOY_EXPORT const char* lipdeploy_ops_release(void);
 // 1 where the library contains the CUDA kernels (their functions above exist), else 0.
 LIPDEPLOY_EXPORT int32_t lipdeploy_ops_has_cuda(void);
+// Instruction set that the CPU kernels of the operators use: "avx512", "avx2" or "baseline".
+LIPDEPLOY_EXPORT const char* lipdeploy_ops_instruction_set(void);
+// Chooses another one, for tests; null chooses again as at the start: what the environment variable LIPDEPLOY_CPU names,
+// else the widest. Returns LIPDEPLOY_BAD_ARGUMENT for a name that is unknown or that this machine cannot run.
+LIPDEPLOY_EXPORT int32_t lipdeploy_ops_use_instruction_set(const char* name);

@@ -70,6 +70,8 @@ inline constexpr Function<91, OrtStatus*(OrtKernelContext*, size_t, const int64_
 inline constexpr Function<93, void(OrtStatus*)> ReleaseStatus;
 inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo;
 inline constexpr Function<101, void(OrtCustomOpDomain*)> ReleaseCustomOpDomain;
+inline constexpr Function<163, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*, size_t* size)>
+    KernelInfoGetAttributeArray_int64;
 inline constexpr Function<193, OrtStatus*(const OrtKernelContext*, void**)> KernelContext_GetGPUComputeStream;
 inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t, OrtTensorTypeAndShapeInfo**)>
     ShapeInferContext_GetInputTypeShape;

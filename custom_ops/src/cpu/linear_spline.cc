@@ -1,71 +1,78 @@
-// LinearSpline on the CPU: one branch-free loop along the contiguous dimension.
+// LinearSpline on the CPU: vectors (simd/spline.h), with the coefficients laid out for them first.
 #include "lipdeploy/linear_spline.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "dispatch.h"
 #include "kernels.h"
 #include "lipdeploy/entry_points.h"
 
 namespace lipdeploy {
 namespace {
 
-// One row of coefficients for a contiguous stretch.
-template <class Element, class Bits = typename Element::Bits>
-LIPDEPLOY_MULTIVERSION void spline_row(const Bits* __restrict x, const Bits* __restrict coefficients, Bits* __restrict y,
-                                       int64_t count, int32_t last, typename Element::Work lower,
-                                       typename Element::Work h) {
-  for (int64_t i = 0; i < count; ++i) y[i] = linear_spline<Element>(x[i], coefficients, last, lower, h);
-}
-
-// Neighbouring elements belong to neighbouring channels, each with a row of its own.
-template <class Element, class Bits = typename Element::Bits>
-LIPDEPLOY_MULTIVERSION void spline_channels(const Bits* __restrict x, const Bits* __restrict coefficients,
-                                            Bits* __restrict y, int64_t count, int64_t knots,
-                                            typename Element::Work lower, typename Element::Work h) {
-  const int32_t last = static_cast<int32_t>(knots - 2);
-  for (int64_t i = 0; i < count; ++i) y[i] = linear_spline<Element>(x[i], coefficients + i * knots, last, lower, h);
-}
-
+// Value at the left knot and rise to the right one, for every interval of every row.
 template <class Element>
-struct Spline {
-  using Bits = typename Element::Bits;
+std::vector<typename Element::Work> value_and_rise(const typename Element::Bits* coefficients,
+                                                   const LinearSplineShape& shape) {
   using Work = typename Element::Work;
-  const Bits* x;
-  const Bits* coefficients;
-  Bits* y;
-  LinearSplineShape shape;
-
-  void elements(int64_t begin, int64_t end) const {
-    const Work lower = shape.lower, h = shape.knot_spacing;
-    const int32_t last = static_cast<int32_t>(shape.knots - 2);
-    if (shape.rows == 1) return spline_row<Element>(x + begin, coefficients, y + begin, end - begin, last, lower, h);
-    // A stretch stays inside one row of the tensor: all channels of a sample, or all positions of a channel.
-    const int64_t stretch = shape.inner == 1 ? shape.channels : shape.inner;
-    for (int64_t i = begin; i < end;) {
-      const int64_t count = std::min(stretch - i % stretch, end - i);
-      const int64_t channel = i / shape.inner % shape.channels;
-      const Bits* row = coefficients + channel * shape.knots;
-      if (shape.inner == 1) {
-        spline_channels<Element>(x + i, row, y + i, count, shape.knots, lower, h);
-      } else {
-        spline_row<Element>(x + i, row, y + i, count, last, lower, h);
-      }
-      i += count;
+  std::vector<Work> pairs(2 * shape.rows * (shape.knots - 1));
+  Work* pair = pairs.data();
+  for (int64_t row = 0; row < shape.rows; ++row)
+    for (int64_t k = 0; k + 1 < shape.knots; ++k, pair += 2) {
+      const Work left = Element::widen(coefficients[row * shape.knots + k]);
+      pair[0] = left;
+      pair[1] = Element::widen(coefficients[row * shape.knots + k + 1]) - left;
     }
+  return pairs;
+}
+
+// Where the row of each element of a sample starts, repeated to a length that is worth a loop; empty where rows serve
+// long stretches.
+std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
+  constexpr int64_t kShortest = 2048;
+  if (shape.rows == 1 || shape.inner >= kShortStretch) return {};
+  const int64_t sample = shape.channels * shape.inner;
+  const int64_t samples = std::min(shape.outer, kShortest / sample + 1);
+  std::vector<int32_t> starts(sample * samples);
+  for (size_t i = 0; i < starts.size(); ++i)
+    starts[i] = static_cast<int32_t>(static_cast<int64_t>(i) / shape.inner % shape.channels * (shape.knots - 1));
+  return starts;
+}
+
+// Few elements of many splines: laying out the tables would cost more than it saves.
+template <class Element>
+void directly(const typename Element::Bits* x, const typename Element::Bits* coefficients, typename Element::Bits* y,
+              const LinearSplineShape& shape, int64_t begin, int64_t end) {
+  const int32_t last = static_cast<int32_t>(shape.knots - 2);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = shape.rows == 1 ? 0 : i / shape.inner % shape.channels;
+    y[i] = linear_spline<Element>(x[i], coefficients + row * shape.knots, last, shape.lower, shape.knot_spacing);
   }
-};
+}
 
 }  // namespace
 
 template <class Element>
-void linear_spline_cpu(const void* x, const void* coefficients, void* y, const LinearSplineShape& shape,
+void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y_data, const LinearSplineShape& shape,
                        const Parallel& parallel) {
   using Bits = typename Element::Bits;
-  const Spline<Element> spline{static_cast<const Bits*>(x), static_cast<const Bits*>(coefficients),
-                               static_cast<Bits*>(y), shape};
-  if (shape.elements() == 0) return;
-  parallel(shape.elements(), kElementsPerTask / 2,
-           [&spline](int64_t begin, int64_t end) { spline.elements(begin, end); });
+  const int64_t elements = shape.elements(), table = shape.rows * (shape.knots - 1);
+  if (elements == 0) return;
+  const Bits *x = static_cast<const Bits*>(x_data), *coefficients = static_cast<const Bits*>(coefficient_data);
+  Bits* y = static_cast<Bits*>(y_data);
+  if (table > elements || table > INT32_MAX) {
+    parallel(elements, kElementsPerTask / 2,
+             [&](int64_t begin, int64_t end) { directly<Element>(x, coefficients, y, shape, begin, end); });
+    return;
+  }
+  const auto pairs = value_and_rise<Element>(coefficients, shape);
+  const std::vector<int32_t> starts = row_starts(shape);
+  const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
+  const int64_t period = static_cast<int64_t>(starts.size());
+  const SplineCall<Element> call{x, y, shape, pairs.data(), period > 0 ? starts.data() : nullptr, period, stream};
+  const SplineElements<Element> run = cpu_kernels().spline(Element{});
+  parallel(elements, kElementsPerTask / 2, [&call, run](int64_t begin, int64_t end) { run(call, begin, end); });
 }
 
 }  // namespace lipdeploy
@@ -76,7 +83,11 @@ void linear_spline_cpu(const void* x, const void* coefficients, void* y, const L
   int32_t lipdeploy_linear_spline_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS) {                                        \
     const lipdeploy::LinearSplineShape shape{outer, channels, inner, rows, knots, lower, knot_spacing};                \
     if (!lipdeploy::linear_spline_shape_is_valid(shape)) return LIPDEPLOY_BAD_ARGUMENT;                                \
-    lipdeploy::linear_spline_cpu<lipdeploy::Element>(x, coefficients, y, shape, lipdeploy::run_inline);                \
+    try {                                                                                                              \
+      lipdeploy::linear_spline_cpu<lipdeploy::Element>(x, coefficients, y, shape, lipdeploy::run_inline);              \
+    } catch (...) {                                                                                                    \
+      return LIPDEPLOY_OUT_OF_MEMORY;                                                                                  \
+    }                                                                                                                  \
     return 0;                                                                                                          \
   }
 LIPDEPLOY_FOR_EACH_TYPE(LIPDEPLOY_DEFINE)

@@ -18,11 +18,4 @@ inline void run_inline(int64_t total, int64_t, const Range& range) {
 // Pieces of about this many elements are worth a thread.
 constexpr int64_t kElementsPerTask = 32768;
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-// One binary, the widest vectors that the machine has.
-#define LIPDEPLOY_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LIPDEPLOY_MULTIVERSION
-#endif
-
 }  // namespace lipdeploy

@@ -1,0 +1,336 @@
+// GroupSort on vectors: numbers become integers that grow with them, a comparator becomes an integer minimum and
+// maximum, one vector holds the same rank of as many groups as it has lanes.
+#pragma once
+
+#include "../dispatch.h"
+#include "vector.h"
+
+namespace lipdeploy::LIPDEPLOY_ISA {
+
+// Batcher's odd-even merge sort (Knuth, volume 3, 5.2.2, algorithm M) for sizes that stay in registers.
+template <int Size>
+struct Network {
+  int low[Size * Size] = {}, high[Size * Size] = {}, count = 0;
+  constexpr Network() {
+    for (int step = 1; step < Size; step *= 2)
+      for (int inner = step; inner >= 1; inner /= 2)
+        for (int start = inner % step; start < Size - inner; start += 2 * inner)
+          for (int i = start; i < start + inner && i < Size - inner; ++i)
+            if (i / (2 * step) == (i + inner) / (2 * step)) {
+              low[count] = i;
+              high[count++] = i + inner;
+            }
+  }
+};
+template <int Size>
+constexpr Network<Size> kNetwork;
+
+template <class V>
+LIPDEPLOY_INLINE void compare_exchange_vectors(V& low, V& high) {
+  const V a = low, b = high;
+  low = smaller_of(a, b);
+  high = larger_of(a, b);
+}
+
+template <int Size, class V, size_t... I>
+LIPDEPLOY_INLINE void sort_unrolled([[maybe_unused]] V* rows, std::index_sequence<I...>) {
+  (compare_exchange_vectors(rows[kNetwork<Size>.low[I]], rows[kNetwork<Size>.high[I]]), ...);
+}
+
+// As `ordered`, for vectors: its own inverse.
+template <class Bits, class V>
+LIPDEPLOY_INLINE V ordered_vector(V v) {
+  return v ^ ((v >> static_cast<Bits>(8 * sizeof(Bits) - 1)) & kLargest<Bits>);
+}
+
+// NaNs sort to the ends, those with a sign to the front, so the first and the last of a group show whether it has any.
+template <class V>
+LIPDEPLOY_INLINE V end_that_may_be_nan(V first, V last) {
+  return larger_of(last, ~first);
+}
+
+template <class Bits>
+struct Sort {
+  static constexpr int L = kLanes<Bits>;
+  using V = Vector<Bits, L>;
+
+  const SortCall<Bits>& call;
+
+  LIPDEPLOY_INLINE V value(V key, V nan_end) const {
+    return nan_end > call.infinity ? V{} + call.quiet_nan : ordered_vector<Bits>(key);
+  }
+
+  template <int Size>
+  LIPDEPLOY_INLINE void sort_registers(V* rows) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < Size; ++r) rows[r] = ordered_vector<Bits>(rows[r]);
+    sort_unrolled<Size>(rows, std::make_index_sequence<static_cast<size_t>(kNetwork<Size>.count)>());
+    const V nan_end = end_that_may_be_nan(rows[0], rows[Size - 1]);
+#pragma GCC unroll 16
+    for (int r = 0; r < Size; ++r) rows[r] = value(rows[r], nan_end);
+  }
+
+  // ---- lanes side by side: rank r of a column lies r·lanes behind its first
+
+  // Prefetch: the same place in the next block. Rows of less than a page end before the machine has seen their pattern.
+  template <int Size, bool Stream, bool Prefetch>
+  LIPDEPLOY_INLINE void sort_one_vector(const Bits* x, Bits* y, int64_t lanes) const {
+    V rows[Size];
+    if constexpr (Prefetch) {
+#pragma GCC unroll 16
+      for (int r = 0; r < Size; ++r) __builtin_prefetch(x + (r + Size) * lanes);
+      if constexpr (Size == 2 && !Stream)
+        for (int r = 0; r < Size; ++r) __builtin_prefetch(y + (r + Size) * lanes, 1);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Size; ++r) rows[r] = load<V>(x + r * lanes);
+    sort_registers<Size>(rows);
+    Bits* first = call.shape.descending ? y + (Size - 1) * lanes : y;
+    const int64_t step = call.shape.descending ? -lanes : lanes;
+#pragma GCC unroll 16
+    for (int r = 0; r < Size; ++r) store<Stream>(first + r * step, rows[r]);
+  }
+
+  static constexpr int64_t kShortBlock = 16384;  // bytes
+
+  template <int Size, bool Stream>
+  LIPDEPLOY_INLINE int64_t sort_whole_vectors(const Bits* x, Bits* y, int64_t count) const {
+    const int64_t lanes = call.shape.lanes;
+    int64_t i = 0;
+    if (lanes * Size * static_cast<int64_t>(sizeof(Bits)) <= kShortBlock) {
+      for (; i + L <= count; i += L) sort_one_vector<Size, Stream, true>(x + i, y + i, lanes);
+    } else {
+      for (; i + L <= count; i += L) sort_one_vector<Size, Stream, false>(x + i, y + i, lanes);
+    }
+    return i;
+  }
+
+  // `count` >= L columns from one block.
+  template <int Size>
+  __attribute__((noinline)) void side_by_side(const Bits* x, Bits* y, int64_t count) const {
+    const int64_t lanes = call.shape.lanes;
+    const bool stream = call.stream && aligned_for<V>(y) && lanes % L == 0;
+    const int64_t done =
+        stream ? sort_whole_vectors<Size, true>(x, y, count) : sort_whole_vectors<Size, false>(x, y, count);
+    // The last vector may cover some columns a second time.
+    if (done < count) sort_one_vector<Size, false, false>(x + count - L, y + count - L, lanes);
+  }
+
+  // ---- groups one after the other
+
+  template <bool Stream>
+  LIPDEPLOY_INLINE void sort_neighbours(const Bits* x, Bits* y) const {
+    using S = Shuffle<V, L>;
+    const V key = ordered_vector<Bits>(load<V>(x)), other = S::swap(key, typename S::All());
+    const V low = smaller_of(key, other), high = larger_of(key, other);
+    const V up = S::alternate(low, high, typename S::All()), down = S::alternate(high, low, typename S::All());
+    store<Stream>(y, value(call.shape.descending ? down : up, end_that_may_be_nan(low, high)));
+  }
+
+  template <int Size, bool Stream>
+  LIPDEPLOY_INLINE void sort_one_batch(const Bits* x, Bits* y) const {
+    if constexpr (Size == 2) {
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; ++r) sort_neighbours<Stream>(x + r * L, y + r * L);
+    } else {
+      V rows[Size];
+#pragma GCC unroll 16
+      for (int r = 0; r < Size; ++r) rows[r] = load<V>(x + r * L);
+      groups_to_ranks<V, L, Size>(rows);
+      sort_registers<Size>(rows);
+      if (call.shape.descending) {
+#pragma GCC unroll 8
+        for (int r = 0; r < Size / 2; ++r) {
+          const V swapped = rows[r];
+          rows[r] = rows[Size - 1 - r];
+          rows[Size - 1 - r] = swapped;
+        }
+      }
+      ranks_to_groups<V, L, Size>(rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < Size; ++r) store<Stream>(y + r * L, rows[r]);
+    }
+  }
+
+  // `count` >= L groups of Size, a power of two.
+  template <int Size>
+  __attribute__((noinline)) void one_after_the_other(const Bits* x, Bits* y, int64_t count) const {
+    int64_t i = 0;
+    if (call.stream && aligned_for<V>(y)) {
+      for (; i + L <= count; i += L) sort_one_batch<Size, true>(x + i * Size, y + i * Size);
+    } else {
+      for (; i + L <= count; i += L) sort_one_batch<Size, false>(x + i * Size, y + i * Size);
+    }
+    if (i < count) sort_one_batch<Size, false>(x + (count - L) * Size, y + (count - L) * Size);
+  }
+
+  // ---- any size and any place: a tile of L columns in memory, rank r at tile + r
+
+  // Algorithm M for the runs of length `first_step`, ..., `last_step`, over rows [begin, end).
+  static LIPDEPLOY_INLINE void merge_runs(V* tile, int64_t begin, int64_t end, int64_t first_step, int64_t last_step) {
+    const int64_t size = end - begin;
+    tile += begin;
+    for (int64_t step = first_step; step <= last_step && step < size; step *= 2)
+      for (int64_t inner = step; inner >= 1; inner /= 2)
+        for (int64_t start = inner & (step - 1); start < size - inner; start += 2 * inner) {
+          // Rows start ... start + inner - 1 lie in one block of 2·step, their partners in one block too.
+          if (start / (2 * step) != (start + inner) / (2 * step)) continue;
+          const int64_t stop = start + inner < size - inner ? start + inner : size - inner;
+          for (int64_t i = start; i < stop; ++i) compare_exchange_vectors(tile[i], tile[i + inner]);
+        }
+  }
+
+  // Blocks that stay in the first cache are sorted on their own before they are merged.
+  static __attribute__((noinline)) void sort_tile(V* tile, int64_t size) {
+    constexpr int64_t kBlock = 16384 / sizeof(V), kBase = 16;
+    for (int64_t begin = 0; begin < size; begin += kBlock) {
+      const int64_t end = begin + kBlock < size ? begin + kBlock : size;
+      int64_t base = begin;
+      for (; base + kBase <= end; base += kBase)
+        sort_unrolled<kBase>(tile + base, std::make_index_sequence<static_cast<size_t>(kNetwork<kBase>.count)>());
+      merge_runs(tile, base, end, 1, kBase / 2);
+      merge_runs(tile, begin, end, kBase, kBlock / 2);
+    }
+    merge_runs(tile, 0, size, kBlock, size);
+  }
+
+  LIPDEPLOY_INLINE Bits* lane(V* tile, int64_t r, int64_t w) const { return reinterpret_cast<Bits*>(tile + r) + w; }
+
+  // kTilesAtOnce neighbouring tiles from one block, so that a row gives more than one vector each time it is visited.
+  __attribute__((noinline)) void sort_wide(int64_t column, V* tiles) const {
+    const GroupSortShape& shape = call.shape;
+    const int64_t size = shape.size, lanes = shape.lanes, base = shape.base(column);
+    for (int64_t r = 0; r < size; ++r)
+      for (int64_t t = 0; t < kTilesAtOnce; ++t)
+        tiles[t * size + r] = ordered_vector<Bits>(load<V>(call.x + base + r * lanes + t * L));
+    for (int64_t t = 0; t < kTilesAtOnce; ++t) sort_tile(tiles + t * size, size);
+    V nan_end[kTilesAtOnce];
+    for (int64_t t = 0; t < kTilesAtOnce; ++t)
+      nan_end[t] = end_that_may_be_nan(tiles[t * size], tiles[(t + 1) * size - 1]);
+    for (int64_t r = 0; r < size; ++r)
+      for (int64_t t = 0; t < kTilesAtOnce; ++t)
+        store<false>(call.y + base + shape.row(r) * lanes + t * L, value(tiles[t * size + r], nan_end[t]));
+  }
+
+  __attribute__((noinline)) void sort_in_tile(int64_t column, int64_t width, V* tile) const {
+    const GroupSortShape& shape = call.shape;
+    const int64_t size = shape.size, lanes = shape.lanes, base = shape.base(column);
+    const bool rows = width == L && column % lanes + L <= lanes;
+    const bool groups = width == L && lanes == 1 && size >= L;
+    if (rows) {
+      for (int64_t r = 0; r < size; ++r) tile[r] = ordered_vector<Bits>(load<V>(call.x + base + r * lanes));
+    } else if (groups) {
+      for (int64_t r = 0; r < size; r += L) load_square(call.x + base, r + L <= size ? r : size - L, tile);
+    } else {
+      load_scattered(column, width, tile);
+    }
+    sort_tile(tile, size);
+    const V nan_end = end_that_may_be_nan(tile[0], tile[size - 1]);
+    for (int64_t r = 0; r < size; ++r) tile[r] = value(tile[r], nan_end);
+    if (rows) {
+      for (int64_t r = 0; r < size; ++r) store<false>(call.y + base + shape.row(r) * lanes, tile[r]);
+    } else if (groups) {
+      for (int64_t r = 0; r < size; r += L) store_square(call.y + base, r + L <= size ? r : size - L, tile);
+    } else {
+      store_scattered(column, width, tile);
+    }
+  }
+
+  LIPDEPLOY_INLINE void load_square(const Bits* x, int64_t r, V* tile) const {
+    V square[L];
+#pragma GCC unroll 16
+    for (int w = 0; w < L; ++w) square[w] = load<V>(x + w * call.shape.size + r);
+    groups_to_ranks<V, L, L>(square);
+#pragma GCC unroll 16
+    for (int w = 0; w < L; ++w) tile[r + w] = ordered_vector<Bits>(square[w]);
+  }
+
+  LIPDEPLOY_INLINE void store_square(Bits* y, int64_t r, const V* tile) const {
+    const bool descending = call.shape.descending;
+    const V* first = descending ? tile + call.shape.size - 1 - r : tile + r;
+    V square[L];
+#pragma GCC unroll 16
+    for (int w = 0; w < L; ++w) square[w] = first[descending ? -w : w];
+    ranks_to_groups<V, L, L>(square);
+#pragma GCC unroll 16
+    for (int w = 0; w < L; ++w) store<false>(y + w * call.shape.size + r, square[w]);
+  }
+
+  LIPDEPLOY_INLINE void load_scattered(int64_t column, int64_t width, V* tile) const {
+    if (width < L)
+      for (int64_t r = 0; r < call.shape.size; ++r) tile[r] = V{};
+    for (int64_t w = 0; w < width; ++w) {
+      const Bits* from = call.x + call.shape.base(column + w);
+      for (int64_t r = 0; r < call.shape.size; ++r) *lane(tile, r, w) = ordered(from[r * call.shape.lanes]);
+    }
+  }
+
+  LIPDEPLOY_INLINE void store_scattered(int64_t column, int64_t width, V* tile) const {
+    for (int64_t w = 0; w < width; ++w) {
+      Bits* to = call.y + call.shape.base(column + w);
+      for (int64_t r = 0; r < call.shape.size; ++r) to[call.shape.row(r) * call.shape.lanes] = *lane(tile, r, w);
+    }
+  }
+
+  // ---- which way
+
+  template <int Size>
+  LIPDEPLOY_INLINE void side_by_side_or_tiles(int64_t begin, int64_t end, V* tile) const {
+    const int64_t lanes = call.shape.lanes;
+    for (int64_t column = begin; column < end;) {
+      const int64_t here = lanes - column % lanes, count = here < end - column ? here : end - column;
+      const int64_t base = call.shape.base(column);
+      if (count >= L) {
+        side_by_side<Size>(call.x + base, call.y + base, count);
+      } else {
+        sort_in_tile(column, count, tile);
+      }
+      column += count;
+    }
+  }
+
+  template <int Size>
+  LIPDEPLOY_INLINE bool in_registers(int64_t begin, int64_t end, V* tile) const {
+    if (call.shape.size != Size) return false;
+    if (call.shape.lanes >= L) {
+      side_by_side_or_tiles<Size>(begin, end, tile);
+      return true;
+    }
+    if constexpr (Size > 1 && (Size & (Size - 1)) == 0) {
+      if (call.shape.lanes == 1 && end - begin >= L) {
+        one_after_the_other<Size>(call.x + begin * Size, call.y + begin * Size, end - begin);
+        return true;
+      }
+    }
+    return false;
+  }
+
+  LIPDEPLOY_INLINE void columns(int64_t begin, int64_t end, V* tile) const {
+    if (in_registers<2>(begin, end, tile) || in_registers<8>(begin, end, tile) || in_registers<4>(begin, end, tile) ||
+        in_registers<1>(begin, end, tile) || in_registers<3>(begin, end, tile) || in_registers<5>(begin, end, tile) ||
+        in_registers<6>(begin, end, tile) || in_registers<16>(begin, end, tile))
+      return;
+    const int64_t lanes = call.shape.lanes;
+    for (int64_t column = begin; column < end;) {
+      int64_t width = end - column < L ? end - column : L;
+      // Not across the end of a block, where a block is wide enough for whole vectors.
+      if (lanes >= L && column % lanes + width > lanes) width = lanes - column % lanes;
+      const int64_t here = lanes - column % lanes < end - column ? lanes - column % lanes : end - column;
+      if (here >= kTilesAtOnce * L) {
+        sort_wide(column, tile);
+        column += kTilesAtOnce * L;
+        continue;
+      }
+      sort_in_tile(column, width, tile);
+      column += width;
+    }
+  }
+};
+
+template <class Bits>
+void sort_columns(const SortCall<Bits>& call, int64_t begin, int64_t end, void* tile) {
+  Sort<Bits>{call}.columns(begin, end, static_cast<typename Sort<Bits>::V*>(tile));
+  if (call.stream) finish_streaming();
+}
+
+}  // namespace lipdeploy::LIPDEPLOY_ISA

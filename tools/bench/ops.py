@@ -1,0 +1,286 @@
+"""The operators against a copy of the same bytes, on one thread: ``python tools/bench/ops.py [--quick]``.
+
+Every contender runs in turn, over and over, and the median is reported, so that a slow moment of the machine hits all.
+
+kernel     the operator library in ONNX Runtime (a model of one node, input and output bound once)
+body       the same file without the library: its function body in standard operators
+reference  what such a file holds today: for GroupSort-2 the five nodes Reshape, ReduceMin, ReduceMax, Concat, Reshape
+           that torch exports, for larger groups Reshape, TopK, Reshape
+torch      the lipdeploy.nn module in torch's eager mode
+copy       numpy.copyto: the floor, because an activation reads its bytes and writes as many
+
+``--clock cpu`` counts the CPU time of this thread instead of the wall's: for a machine shared with others.
+"""
+
+from __future__ import annotations
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import argparse
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from lipdeploy.nn.sorting import GroupSort
+from lipdeploy.nn.spline import StoredLinearSpline
+from lipdeploy.ops import DOMAIN, VERSION, attach_functions
+from lipdeploy.runtime.library import find_library
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZES = (4 * KIB, 64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
+QUICK_SIZES = (64 * KIB, 8 * MIB)
+LEAST_ROUNDS = 3
+SHORTEST_SAMPLE = 50e-6  # seconds; faster contenders are called several times for one sample
+LOWER, SPACING, KNOTS = -2.0, float(np.float32(0.08)), 51
+PICTURE = Path("build/bench/ops.png")
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator in one layout; ``channels`` and ``lanes`` are the tensor's shape behind its batch axis."""
+
+    name: str
+    channels: int
+    lanes: int
+    group_size: int | None  # None: LinearSpline
+    strided: bool = False
+
+    def shape(self, size: int) -> tuple[int, ...]:
+        """The float32 tensor of about ``size`` bytes, at least one sample."""
+        batch = max(1, size // (4 * self.channels * self.lanes))
+        side = int(self.lanes**0.5)
+        return (batch, self.channels) if self.lanes == 1 else (batch, self.channels, side, side)
+
+
+CASES = (
+    Case("GroupSort 2, NC", 1024, 1, 2),
+    Case("GroupSort 2, NCHW", 64, 1024, 2),
+    Case("GroupSort 2 strided, NC", 1024, 1, 2, strided=True),
+    Case("GroupSort 2 strided, NCHW", 64, 1024, 2, strided=True),
+    Case("GroupSort 8, NC", 1024, 1, 8),
+    Case("GroupSort 8, NCHW", 64, 1024, 8),
+    Case("FullSort 512, NC", 512, 1, 0),
+    Case("LinearSpline 51 knots, NC", 64, 1, None),
+    Case("LinearSpline 51 knots, NCHW", 64, 1024, None),
+)
+
+
+def main() -> None:
+    """Measure, print the table, draw the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two sizes, under a minute")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--only", default="", metavar="WORD", help="cases whose name contains this")
+    parser.add_argument("--seconds", type=float, help="for each case and size (default 2, quick 1)")
+    given = parser.parse_args()
+    seconds = given.seconds or (1.0 if given.quick else 2.0)
+    clock = time.perf_counter if given.clock == "wall" else time.thread_time
+    torch.set_num_threads(1)
+    print(f"{machine()}; one thread, {given.clock} time, medians\n")
+    print("| float32 | MiB | copy ms | kernel ms | kernel / copy bandwidth | body ms | reference ms | torch ms |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for case in (case for case in CASES if given.only in case.name):
+        for shape in dict.fromkeys(case.shape(size) for size in (QUICK_SIZES if given.quick else SIZES)):
+            mib = 4 * int(np.prod(shape)) / MIB
+            times = race(contenders(case, shape), seconds, clock)
+            print(row(case.name, mib, times), flush=True)
+            shares.setdefault(case.name, []).append((mib, times["copy"] / times["kernel"]))
+    draw(shares)
+
+
+def row(name: str, mib: float, times: dict[str, float]) -> str:
+    """One line of the table."""
+    slow = [f"{times[key] * 1e3:.3g}" if key in times else "" for key in ("body", "reference", "torch")]
+    copy, kernel = times["copy"], times["kernel"]
+    return f"| {name} | {mib:.4g} | {copy * 1e3:.3g} | {kernel * 1e3:.3g} | {copy / kernel:.2f} | {' | '.join(slow)} |"
+
+
+def race(runs: dict[str, Run], seconds: float, clock: Callable[[], float]) -> dict[str, float]:
+    """Median seconds of one call of each contender. Who has had its share of the time sits out."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    calls = {}
+    for name, run in runs.items():
+        run()
+        calls[name] = max(1, int(SHORTEST_SAMPLE / max(timed(run, 1, clock), 1e-9)))
+    spent = dict.fromkeys(runs, 0.0)
+    share = seconds / len(runs)
+    while any(spent[name] < share or len(samples[name]) < LEAST_ROUNDS for name in runs):
+        for name, run in runs.items():
+            if spent[name] >= share and len(samples[name]) >= LEAST_ROUNDS and name not in ("kernel", "copy"):
+                continue
+            took = timed(run, calls[name], clock)
+            spent[name] += took
+            samples[name].append(took / calls[name])
+    return {name: statistics.median(taken) for name, taken in samples.items()}
+
+
+def timed(run: Run, calls: int, clock: Callable[[], float]) -> float:
+    """Seconds of so many calls in a row."""
+    start = clock()
+    for _ in range(calls):
+        run()
+    return clock() - start
+
+
+def contenders(case: Case, shape: tuple[int, ...]) -> dict[str, Run]:
+    """What to measure, by name."""
+    rng = np.random.default_rng(0)
+    x = aligned(shape)
+    x[...] = rng.standard_normal(shape, dtype=np.float32)
+    y = aligned(shape)
+    table = rng.standard_normal((case.channels, KNOTS)).astype(np.float32)
+    file = model(case, shape, table)
+    library = find_library()
+    if library is None:
+        raise SystemExit("the operator library is not built: make build")
+    runs: dict[str, Run] = {
+        "copy": lambda: np.copyto(y, x),
+        "kernel": bound(file, x, y, library.path),
+        "body": bound(file, x, y, None),
+    }
+    if case.group_size is not None:
+        runs["reference"] = bound(exported_today(case, shape), x, y, None)
+    module, tensor = torch_module(case, table), torch.from_numpy(x)
+
+    def eager() -> object:
+        with torch.inference_mode():
+            return module(tensor)
+
+    runs["torch"] = eager
+    return runs
+
+
+def torch_module(case: Case, table: np.ndarray) -> torch.nn.Module:
+    """The module of lipdeploy.nn that exports to this operator."""
+    if case.group_size is None:
+        return StoredLinearSpline(case.channels, torch.from_numpy(table), LOWER, SPACING)
+    return GroupSort(case.group_size, layout="strided" if case.strided else "adjacent")
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array at an address like those of ONNX Runtime's tensors, its pages touched."""
+    room = np.zeros(4 * int(np.prod(shape)) + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + 4 * int(np.prod(shape))].view(np.float32).reshape(shape)
+
+
+def bound(file: onnx.ModelProto, x: np.ndarray, y: np.ndarray, library: str | None) -> Run:
+    """A call of ONNX Runtime, one thread, from x to y: the memory that the copy uses too."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(library)
+    session = ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def model(case: Case, shape: tuple[int, ...], table: np.ndarray) -> onnx.ModelProto:
+    """A file of one lipdeploy node and its function body."""
+    if case.group_size is None:
+        attributes = {"lower": LOWER, "knot_spacing": SPACING, "axis": 1}
+        node = helper.make_node("LinearSpline", ["x", "c"], ["y"], domain=DOMAIN, **attributes)
+        constants = [numpy_helper.from_array(table, "c")]
+    else:
+        sort = {"group_size": case.group_size, "axis": 1, "layout": int(case.strided), "descending": 0}
+        node, constants = helper.make_node("GroupSort", ["x"], ["y"], domain=DOMAIN, **sort), []
+    result = wrap([node], shape, constants)
+    attach_functions(result, {TensorProto.FLOAT})
+    return result
+
+
+def exported_today(case: Case, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The same sort without lipdeploy."""
+    size = case.group_size or case.channels
+    groups = case.channels // size
+    axis = 1 if case.strided else 2
+    split = [shape[0], size, groups, *shape[2:]] if case.strided else [shape[0], groups, size, *shape[2:]]
+    constants = [
+        numpy_helper.from_array(np.array(values, np.int64), name)
+        for name, values in (("grouped", split), ("flat", shape), ("axes", [axis]), ("size", [size]))
+    ]
+    if size == 2:
+        middle = [
+            helper.make_node("ReduceMin", ["g", "axes"], ["low"], keepdims=1),
+            helper.make_node("ReduceMax", ["g", "axes"], ["high"], keepdims=1),
+            helper.make_node("Concat", ["low", "high"], ["s"], axis=axis),
+        ]
+    else:
+        middle = [helper.make_node("TopK", ["g", "size"], ["s", "places"], axis=axis, largest=0, sorted=1)]
+    nodes = [
+        helper.make_node("Reshape", ["x", "grouped"], ["g"]),
+        *middle,
+        helper.make_node("Reshape", ["s", "flat"], ["y"]),
+    ]
+    return wrap(nodes, shape, constants)
+
+
+def wrap(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: list[onnx.TensorProto]) -> onnx.ModelProto:
+    """A model from x to y."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "one", ends[:1], ends[1:], constants)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def machine() -> str:
+    """Processor, instruction set and versions."""
+    library = find_library()
+    processor = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = named[0].split(":", 1)[1].strip() if named else processor
+    used = "no library"
+    if library is not None:
+        name = ctypes.CDLL(library.path).lipdeploy_ops_instruction_set
+        name.restype = ctypes.c_char_p
+        used = f"lipdeploy {library.release} ({name().decode()})"
+    return (
+        f"{processor}; {used}, Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"onnxruntime {ort.__version__}, torch {torch.__version__}"
+    )
+
+
+def draw(shares: dict[str, list[tuple[float, float]]]) -> None:
+    """Share of the copy's bandwidth over the size, as a PNG; left out where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("\nno picture: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    for name, points in shares.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set(xscale="log", xlabel="MiB of input (float32)", ylabel="kernel's share of a copy's bandwidth")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=130, bbox_inches="tight")
+    print(f"\n{PICTURE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,11 +27,13 @@ def function_bodies(graph: onnx.GraphProto, element_types: Iterable[int], opset:
     types that no single body serves.
     """
     types = frozenset(element_types)
+    uses = _uses(graph)
+    if not uses:
+        return []
     if opset not in OPSETS:
         raise ValueError(f"function bodies exist for opset {OPSETS[0]} to {OPSETS[-1]}, asked for {opset}")
     if not types <= ELEMENT_TYPES:
         raise ValueError("lipdeploy operators exist for float16, bfloat16, float32 and float64")
-    uses = _uses(graph)
     return [_function(OPERATORS[name], tuple(uses[name]), types, opset) for name in sorted(uses)]
 
 

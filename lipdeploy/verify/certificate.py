@@ -21,11 +21,14 @@ import numpy as np
 from lipdeploy.errors import InputError, IntegrityError
 from lipdeploy.verify.atomic import write_atomically
 from lipdeploy.verify.rounding import decimal_up, mul_up, up
+from lipdeploy.verify.source import read_file
 from lipdeploy.verify.verdict import ErrorBound, Verdict
 
 SCHEMA = "lipdeploy/certificate/v1"
 HEAD_ROOM = up(1.0 + 1e-9)
+SAME = 1 + Fraction(1, 10**15)  # 17 decimal digits, rounded up, against the hexadecimal number
 Document = dict[str, Any]
+LARGEST = 2**30
 DECIMAL = re.compile(r"\d{1,400}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
 HEXADECIMAL = re.compile(r"0x[01](\.[0-9a-f]{1,13})?p[+-]\d{1,4}", re.ASCII)
 
@@ -116,8 +119,10 @@ def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
 def read(path: Path) -> Document:
     """Parse a certificate strictly: known keys only, none twice. Raises ``IntegrityError``."""
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_file(path, LARGEST)
+        content = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (InputError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)
     return content  # type: ignore[no-any-return]
@@ -187,8 +192,11 @@ def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, 
     assert now.lipschitz_bound is not None
     bound = now.lipschitz_bound.value
     try:
-        yield "lipschitz_bound", _decimal(statement["lipschitz_bound"]), bound
-        yield "lipschitz_bound_hex", _hexadecimal(statement["lipschitz_bound_hex"]), bound
+        decimal, exact = _decimal(statement["lipschitz_bound"]), _hexadecimal(statement["lipschitz_bound_hex"])
+        if not Fraction(exact) <= decimal <= Fraction(exact) * SAME:
+            raise ValueError("lipschitz_bound and lipschitz_bound_hex are not one number")
+        yield "lipschitz_bound", decimal, bound
+        yield "lipschitz_bound_hex", exact, bound
         yield from _pair_claims(statement["pairwise"], now)
         yield from _error_claims(statement["numeric_error"], now)
         listed = [(node["name"], node["op"], node["rule"]) for node in content["nodes"]]

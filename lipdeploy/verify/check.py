@@ -41,6 +41,7 @@ INPUT_TYPES = frozenset({np.dtype(t) for t in (np.float32, np.float64, np.uint8,
 IR_VERSIONS = range(7, 14)
 #: What NumPy and Python raise when a malformed node reaches a rule's arithmetic: a refusal, never a verdict.
 MALFORMED = (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError)
+FIRST_WITH_BODIES = 17  # the oldest opset for which lipdeploy.ops writes function bodies
 #: Operators that do no arithmetic, so that integer activations cannot overflow in them.
 MOVES_INTEGERS = frozenset(
     {
@@ -110,6 +111,7 @@ class _Walk:
         self.reports: list[NodeReport] = []
         self.element_types: set[int] = set()
         self.operators: dict[str, int] = {}
+        self.opset = opsets[""]
         self.calls = calls(graph, opsets, self.norms)
         self.inputs = tuple(_input_spec(value) for value in graph.input)
         _refuse_different_batches(graph)
@@ -190,6 +192,8 @@ class _Walk:
             raise _no_rule(call)
         if call.domain:
             self.operators[call.op] = call.version
+            if call.domain == DOMAIN and self.opset < FIRST_WITH_BODIES:
+                raise call.refuse("LIP020", f"lipdeploy operators need opset {FIRST_WITH_BODIES}, this is {self.opset}")
             if call.domain == DOMAIN:
                 self.element_types.add(helper.np_dtype_to_tensor_dtype(call.flow().dtype))
         types = {flow.dtype for flow in call.flows()}

@@ -48,7 +48,7 @@ def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str,
     if isinstance(model, bytes):
         path, data, folder = "<bytes>", model, None
     else:
-        path, data = os.fspath(model), _read_file(Path(model), MODEL_BYTES_LIMIT)
+        path, data = os.fspath(model), read_file(Path(model), MODEL_BYTES_LIMIT)
         folder = Path(model).resolve().parent
     proto = _parse(path, data)
     files = dict(external or {})
@@ -95,7 +95,8 @@ def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[Te
             yield from _graph_tensors(graph)
 
 
-def _read_file(path: Path, limit: int) -> bytes:
+def read_file(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file; ``InputError`` when there is none, it cannot be read, or it is above ``limit``."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
@@ -172,7 +173,7 @@ def _external_file(tensor: TensorProto, location: str, folder: Path | None, file
             raise _refused(tensor, f"external data '{location}' goes through a symbolic link")
     budget = EXTERNAL_BYTES_LIMIT - sum(map(len, files.values()))
     try:
-        files[location] = _read_file(path, budget)
+        files[location] = read_file(path, budget)
     except InputError as error:
         raise _refused(tensor, f"external data cannot be read: {error.message}") from error
     return files[location]

@@ -27,8 +27,8 @@ def certificate(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "phrase"),
     [
-        ('"lipschitz_bound": "4.', '"lipschitz_bound": "3.', "only"),
-        ('"lipschitz_bound_hex": "0x1', '"lipschitz_bound_hex": "0x0', "only"),
+        ('"lipschitz_bound": "4.', '"lipschitz_bound": "3.', "one number"),
+        ('"lipschitz_bound_hex": "0x1', '"lipschitz_bound_hex": "0x0', "one number"),
         ('"norm": "l2"', '"norm": "l2", "lipschitz_bound": "1"', "duplicate key 'lipschitz_bound'"),
         ('"norm": "l2"', '"norm": "l2", "safe": true', "unknown or missing keys"),
     ],

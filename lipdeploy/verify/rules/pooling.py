@@ -26,6 +26,8 @@ def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
         raise call.refuse("LIP013", f"pooling needs (channels, *image), not {list(shape)}")
     kernel = call.integers("kernel_shape")
     window = windows(call, shape[1:], kernel)
+    if call.string("auto_pad", "NOTSET").startswith("SAME") and max(window.dilations) > 1:
+        raise call.refuse("LIP002", "runtimes disagree about auto_pad with dilations; state the pads")
     if call.integer("ceil_mode", 0) and not _ceil_changes_nothing(window, kernel):
         raise call.refuse("LIP002", "ceil_mode adds windows that reach past the padding")
     if any(not inside for axis, taps in enumerate(kernel) for inside in _inside(window, axis, taps)):

@@ -15,7 +15,8 @@ from onnx.inliner import inline_selected_functions
 from lipdeploy.errors import Refusal, Refused
 from lipdeploy.ops import DOMAIN, OPERATORS, VERSION, function_bodies
 
-SHADOWED_PREFIXES = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch", "ai.onnx.ml")
+#: Domains in which a runtime, or our own library, has kernels that would run in place of the function's body.
+SHADOWED_PREFIXES = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch", f"{DOMAIN}.")
 
 
 def inlined(proto: ModelProto) -> ModelProto:
@@ -62,8 +63,7 @@ def _bytes(function: FunctionProto) -> bytes:
 
 
 def _refuse_shadowing(function: FunctionProto) -> None:
-    standard = not function.domain or function.domain.startswith(SHADOWED_PREFIXES)
-    if standard:
+    if not function.domain or function.domain.startswith(SHADOWED_PREFIXES):
         raise _refused("LIP008", function.name, f"is defined in the domain '{function.domain or 'ai.onnx'}'")
     if getattr(function, "overload", ""):
         raise _refused("LIP008", function.name, f"is an overload ('{function.overload}')")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable, Mapping
 
 from lipdeploy.errors import InputError
@@ -94,8 +93,3 @@ def constant_norm(norm: Norm, largest: Bound, count: int) -> Bound:
     """Norm of a vector of ``count`` entries, none above ``largest`` in absolute value."""
     factor = {Norm.L1: float(count), Norm.L2: sqrt_up(float(count)), Norm.LINF: 1.0}[norm]
     return Bound(factor) * largest if count else Bound(0.0)
-
-
-def is_finite(bounds: PerNorm) -> bool:
-    """Whether every bound is a number."""
-    return all(math.isfinite(bound.value) for bound in bounds.values())

@@ -19,20 +19,24 @@ from lipdeploy.verify.rules.windows import Windows, windows
 from lipdeploy.verify.step import Rounding, Step
 
 
-def matrix_step(call: Call, weight: Array, shape: tuple[int, ...], bias: PerNorm, extra_terms: int = 0) -> Step:
-    """‖W‖ for an (outputs, inputs) matrix applied to each vector; |fl − exact| ≤ γ_{K+1}(|W||x| + |b|)."""
+def matrix_step(
+    call: Call, weight: Array, shape: tuple[int, ...], bias: PerNorm, factor: Bound = ONE, extra_terms: int = 0
+) -> Step:
+    """factor·‖W‖ for an (outputs, inputs) matrix applied to each vector; |fl − exact| ≤ γ_{K+1}(|W||x| + |b|)."""
     try:
         gains = dense_gains(weight, call.norms)
     except ProofFailed as error:
         raise call.refuse("LIP014", str(error)) from error
-    absolute = absolute_gains(weight, gains)
-    terms = weight.shape[1] + 1 + extra_terms
-    return Step(shape, (gains,), "operator norm", at_zero=bias, rounding=_sums(absolute, terms, bias))
+    rounding = _sums(absolute_gains(weight, gains), weight.shape[1] + 1 + extra_terms, bias, factor)
+    return Step(shape, (scaled(gains, factor),), "operator norm", at_zero=bias, rounding=rounding)
 
 
-def _sums(absolute: Gains, terms: int, offset: PerNorm) -> Rounding:
-    peak = (max(absolute[Norm.LINF, Norm.LINF], ONE), offset.get(Norm.LINF, ZERO))
-    return Rounding(terms=terms, gains=(absolute,), offset=offset, underflow=float(terms), peak=peak)
+def _sums(absolute: Gains, terms: int, offset: PerNorm, factor: Bound = ONE) -> Rounding:
+    """Dot products of ``terms`` roundings, times ``factor`` at the end: before it the sums may be larger or smaller."""
+    grown = max(factor, ONE)
+    peak = (max(absolute[Norm.LINF, Norm.LINF], ONE) * grown, offset.get(Norm.LINF, ZERO))
+    underflow = float(terms) if factor == ONE else 2.0 * terms * grown.value
+    return Rounding(terms=terms, gains=(scaled(absolute, factor),), offset=offset, underflow=underflow, peak=peak)
 
 
 @rule("Gemm", attributes=("alpha", "beta", "transA", "transB"), inputs=3)
@@ -46,17 +50,8 @@ def gemm(call: Call) -> Step:
         raise call.refuse("LIP013", f"{matrix.shape[1]} weights per output meet {flow.shape[0]} features")
     alpha, beta = abs(call.real("alpha", 1.0)), abs(call.real("beta", 1.0))
     bias = _row_bias(call, matrix.shape[0], beta)
-    step = matrix_step(call, matrix, (matrix.shape[0],), bias, extra_terms=0 if alpha == beta == 1.0 else 2)
-    return step if alpha == 1.0 else _with_alpha(step, Bound(alpha))
-
-
-def _with_alpha(step: Step, alpha: Bound) -> Step:
-    assert step.rounding is not None and step.rounding.gains is not None
-    rounding = step.rounding
-    gains = tuple(scaled(gain, alpha) for gain in rounding.gains or ())
-    peak = (rounding.peak[0] * max(alpha, ONE), rounding.peak[1])
-    widened = Rounding(rounding.terms, gains, rounding.offset, rounding.underflow * max(1.0, alpha.value) * 2, peak)
-    return Step(step.shape, (scaled(step.gains[0], alpha),), step.rule, at_zero=step.at_zero, rounding=widened)
+    extra = 0 if alpha == beta == 1.0 else 2
+    return matrix_step(call, matrix, (matrix.shape[0],), bias, Bound(alpha), extra)
 
 
 def _row_bias(call: Call, features: int, beta: float) -> PerNorm:

@@ -7,6 +7,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 CMAKE  := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 CUDA   ?= AUTO
 WORKERS ?= 2
+# Everything but Ray, whose wheels weigh more than all the others: `make conformance` installs it beside the programs of others.
+EXTRAS ?= runtime,export,report,train,serve,grpc,sign
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
@@ -22,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("lipdeploy needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing dependencies into $(VENV) (a few minutes the first time)"
-	$(PIP_INSTALL) -C wheel.cmake=false -e ".[all,dev]"
+	$(PIP_INSTALL) -C wheel.cmake=false -e ".[$(EXTRAS),dev]"
 	touch $@
 
 library: $(LIBRARY)

@@ -141,6 +141,11 @@ REASONS: dict[str, Reason] = {
         "The certificate beside the model is about other bytes, is malformed, or claims less than what is proven.",
         "export the model again, or write a new certificate with --write-certificate",
     ),
+    "LIP023": Reason(
+        "not signed by the required key",
+        "There is no signature beside the model, it was made with another key, or it is about other bytes.",
+        "sign what is deployed: lipdeploy sign MODEL --key PRIVATE.pem",
+    ),
 }
 
 

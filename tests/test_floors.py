@@ -23,11 +23,12 @@ for part, floor in (
     ("ops", ("errors",)),
     ("verify", ("ops", "errors")),
     ("prove", ("verify", "ops", "errors")),
+    ("signing", ("verify", "ops", "errors")),
     ("nn", ("verify", "ops", "errors")),
     ("export", ("prove", "nn", "verify", "ops", "errors")),
     ("runtime", ("prove", "nn", "verify", "ops", "errors")),
     ("serve", ("export", "runtime", "prove", "nn", "verify", "ops", "errors")),
-    ("cli", ("serve", "export", "runtime", "prove", "nn", "verify", "ops", "errors")),
+    ("cli", ("serve", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors")),
 ):
     BELOW[part] = frozenset(floor)
 
@@ -43,6 +44,7 @@ HOME: dict[str, frozenset[str]] = {
     "starlette": frozenset({"serve"}),
     "uvicorn": frozenset({"serve"}),
     "ray": frozenset({"serve"}),
+    "cryptography": frozenset({"signing"}),
 }
 
 #: The trusted floor is an afternoon's read: these and the standard library, nothing else.

@@ -12,7 +12,7 @@ from lipdeploy.cli import report
 from lipdeploy.cli.options import debug_option
 
 PROGRAM = "lipdeploy"
-COMMANDS = ("export", "verify", "inspect", "diff", "predict", "doctor", "explain", "schema", "completion")
+COMMANDS = ("export", "verify", "inspect", "diff", "sign", "predict", "doctor", "explain", "schema", "completion")
 COMPLETION_VARIABLE = "_LIPDEPLOY_COMPLETE"
 USAGE = 2
 

@@ -36,6 +36,7 @@ class Choices:
     graph_output: str | None = None
     baseline: str | None = None
     method: str | None = None
+    require_signature: str | None = None
 
     def over(self, other: Choices) -> Choices:
         """These choices, and those of ``other`` where nothing was said here."""
@@ -45,7 +46,16 @@ class Choices:
     def target(self, path: str, problem: InputError | None = None) -> Target:
         """The model at ``path`` under these choices; what nobody chose is the default."""
         norm = self.norm if self.norm is not None else NORMS[0]
-        return Target(path, norm, self.max_lipschitz, self.graph_output, self.baseline, self.method, problem)
+        return Target(
+            path,
+            norm,
+            self.max_lipschitz,
+            self.graph_output,
+            self.baseline,
+            self.method,
+            self.require_signature,
+            problem,
+        )
 
 
 @dataclass(frozen=True)
@@ -183,18 +193,15 @@ def _entry(where: str, folder: str, table: Mapping[str, Any]) -> Entry:
 
 
 def _choices(where: str, folder: str, table: Mapping[str, Any]) -> Choices:
-    if "require_signature" in table:
-        raise InputError(
-            f"{where}: require_signature: this version cannot check signatures yet, so nothing would be required",
-            hint="remove the key",
-        )
     _check_ignored(where, table.get("ignore", []))
     baseline = _string(where, "baseline", table.get("baseline"))
+    key = _string(where, "require_signature", table.get("require_signature"))
     return Choices(
         norm=_one_of(where, "norm", table.get("norm"), NORMS),
         max_lipschitz=_limit(where, table.get("max_lipschitz")),
         graph_output=_string(where, "graph_output", table.get("graph_output")),
         baseline=None if baseline is None else _near(os.path.join(folder, baseline)),
+        require_signature=None if key is None else _near(os.path.join(folder, key)),
         method=_one_of(where, "method", table.get("method"), METHODS),
     )
 

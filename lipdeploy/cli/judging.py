@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lipdeploy.cli import estimating, outcome, report, verdicts
-from lipdeploy.errors import InputError, Refused
+from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 
 if TYPE_CHECKING:
     from lipdeploy.cli.ratchet import Comparison
@@ -31,6 +31,7 @@ class Target:
     output_name: str | None = None
     baseline: str | None = None
     method: str | None = None
+    require_signature: str | None = None
     problem: InputError | None = None
 
 
@@ -70,6 +71,7 @@ def judge(target: Target, request: Request) -> Judged:
             raise target.problem
         with report.working(f"verifying {target.path}"):
             judged = dataclasses.replace(judged, verdict=verdict_of(target, request))
+            judged = _signed(judged, target)
             if not request.update_baseline:
                 judged = _compared(judged, target)
             return _recorded(judged, target, request)
@@ -112,6 +114,24 @@ def _hints(target: Target, request: Request) -> Hints | None:
         return hints or find(target.path, target.output_name, request.search_seconds)
     except Refused:
         return None  # the verifier says why
+
+
+def _signed(judged: Judged, target: Target) -> Judged:
+    """The verdict after the signature: a proven model that the required key did not sign is not the one to deploy."""
+    verdict = judged.verdict
+    if target.require_signature is None or verdict is None or verdict.status not in PROVEN:
+        return judged
+    from lipdeploy import signing
+
+    try:
+        digests = signing.subjects(target.path, verdict.file_sha256, verdict.external_sha256)
+        signing.check(target.path, digests, target.require_signature)
+    except IntegrityError as problem:
+        refusal = Refusal(signing.CODE, "", "", problem.message, problem.hint)
+        return dataclasses.replace(
+            judged, verdict=dataclasses.replace(verdict, status="integrity", refusals=(refusal,))
+        )
+    return judged
 
 
 def _compared(judged: Judged, target: Target) -> Judged:

@@ -13,6 +13,7 @@ from lipdeploy.cli import config, formats, outcome, report
 from lipdeploy.cli.config import METHODS, Choices
 from lipdeploy.cli.formats import FORMATS
 from lipdeploy.cli.judging import BESIDE_THE_MODEL, Judged, Request, Target, judge
+from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
 from lipdeploy.errors import InputError
 
@@ -56,6 +57,10 @@ def report_file(value: str) -> Delivery:
     help="Instead of comparing, write what was proven within the limit as the new baseline.",
 )  # fmt: skip
 @click.option(
+    "--require-signature", metavar="KEY",
+    help="Fail (exit 4) unless the key in this PEM file signed model and certificate: lipdeploy sign.",
+)  # fmt: skip
+@click.option(
     "--config", "configuration", metavar="FILE",
     help="Configuration [default: the nearest .lipdeploy.toml, or pyproject.toml with [tool.lipdeploy]].",
 )  # fmt: skip
@@ -84,6 +89,7 @@ def command(
     search_seconds: float,
     baseline: str | None,
     update_baseline: bool,
+    require_signature: str | None,
     configuration: str | None,
     form: str,
     as_json: bool,
@@ -98,11 +104,13 @@ def command(
     decides the exit code, in the order 5, 4, 3, 2, 1, 0.
     """
     chosen = norm if _is_given(ctx, "norm") else None
-    options = Choices(chosen, max_lipschitz, graph_output, baseline, method)
+    options = Choices(chosen, max_lipschitz, graph_output, baseline, method, require_signature)
     deliveries = [Delivery(_form(ctx, form, as_json=as_json), output), *reports]
     _check_certificate_path(certificate, models)  # before a swallowed MODEL is missed
     request = Request(estimate, certificate, update_baseline, search_seconds, debugging(ctx))
     targets = config.targets(config.find(configuration), models, options)
+    if any(target.require_signature for target in targets):
+        need("cryptography", purpose="a required signature", install="lipdeploy[sign]")
     _check_certificates(request, targets)
     _check_baselines(baseline, update_baseline, targets)
     _check_files(deliveries, targets, certificate)

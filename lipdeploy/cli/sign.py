@@ -1,0 +1,49 @@
+"""``lipdeploy sign``: prove again, then sign the model together with the certificate beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lipdeploy.cli import report
+from lipdeploy.cli.needs import need
+from lipdeploy.cli.options import debug_option
+from lipdeploy.errors import InputError
+
+
+@click.command("sign")
+@click.argument("model", metavar="MODEL")
+@click.option("--key", required=True, metavar="PEM", help="Private key: Ed25519 or P-256, PEM.")
+@click.option("--passphrase-file", metavar="FILE", help="File with the passphrase of an encrypted key.")
+@click.option("-o", "--output", metavar="FILE", help="The envelope [default: MODEL with .sig.json for its suffix].")
+@debug_option
+def command(model: str, key: str, passphrase_file: str | None, output: str | None) -> int:
+    """Sign MODEL, its external data and the certificate beside it.
+
+    The certificate is proven again first: what cannot be proven is not signed. The signature is a DSSE envelope with
+    an in-toto statement; lipdeploy verify --require-signature checks it.
+    """
+    need("cryptography", purpose="lipdeploy sign", install="lipdeploy[sign]")
+    from lipdeploy import signing
+    from lipdeploy.verify import certificate, verify
+
+    beside = certificate.certificate_path(model)
+    if not beside.exists():
+        raise InputError(f"{beside}: no certificate to sign", hint=f"lipdeploy verify {model} --write-certificate")
+    stated = certificate.read(beside)["statement"]
+    with report.working(f"verifying {model}"):
+        verdict = verify(model, norm=str(stated["norm"]), output_name=str(stated["output"]))
+    verdict.raise_for_status()
+    digests = signing.subjects(model, verdict.file_sha256, verdict.external_sha256)
+    target = signing.sign(model, digests, key, passphrase=_passphrase(passphrase_file), path=output)
+    report.line(f"signed {', '.join(digests)}: {target}")
+    return 0
+
+
+def _passphrase(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    from lipdeploy.verify.source import read_file
+
+    return read_file(Path(path), 4096).rstrip(b"\r\n")

@@ -1,0 +1,210 @@
+"""``lipdeploy sign`` and ``--require-signature``; the judge of envelopes is securesystemslib, by DSSE's authors."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)  # fmt: skip
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import SSlibKey
+
+from .conftest import DENSE, Cli, write_model
+
+KINDS: dict[str, Callable[[], PrivateKeyTypes]] = {
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+    "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
+}
+
+
+def write_keys(
+    folder: Path, key: PrivateKeyTypes, name: str = "key", passphrase: bytes | None = None
+) -> tuple[Path, Path]:
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    locked = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+@pytest.fixture(params=sorted(KINDS))
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    return write_keys(tmp_path, KINDS[request.param]())
+
+
+@pytest.fixture
+def signed(cli: Cli, dense: Path, keys: tuple[Path, Path]) -> Path:
+    """A model with certificate and signature."""
+    assert cli("verify", dense, "--write-certificate").code == 0
+    result = cli("sign", dense, "--key", keys[0])
+    assert result.code == 0, result.err
+    assert "dense.sig.json" in result.out
+    return dense
+
+
+def envelope_of(model: Path) -> Path:
+    return model.with_suffix(".sig.json")
+
+
+def test_signed_models_pass(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 0
+
+
+def test_others_accept_the_envelope(signed: Path, keys: tuple[Path, Path]) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    envelope = Envelope.from_dict(json.loads(envelope_of(signed).read_text()))
+    public = SSlibKey.from_crypto(load_pem_public_key(keys[1].read_bytes()), keyid=next(iter(envelope.signatures)))
+    envelope.verify([public], 1)
+    statement = json.loads(envelope.payload)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert [subject["name"] for subject in statement["subject"]] == ["dense.onnx", "dense.cert.json"]
+    assert statement["predicate"] == json.loads(signed.with_suffix(".cert.json").read_text())
+    envelope.payload += b" "
+    with pytest.raises(VerificationError):
+        envelope.verify([public], 1)
+
+
+def test_an_envelope_of_others_is_accepted(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    """URL-safe base64 and further keys are DSSE's too."""
+    document = json.loads(envelope_of(signed).read_text())
+    document["payload"] = document["payload"].replace("+", "-").replace("/", "_")
+    document["signatures"].insert(0, {"sig": base64.b64encode(b"somebody else").decode()})
+    envelope_of(signed).write_text(json.dumps(document))
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 0
+
+
+def test_another_key(cli: Cli, signed: Path, tmp_path: Path) -> None:
+    _, other = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate(), "other")
+    result = cli("verify", signed, "--require-signature", other, "--json")
+    assert result.code == 4
+    model = result.document["models"][0]
+    assert (model["status"], model["refusals"][0]["code"]) == ("integrity", "LIP023")
+
+
+def test_no_signature(cli: Cli, dense: Path, keys: tuple[Path, Path]) -> None:
+    result = cli("verify", dense, "--require-signature", keys[1], "--json")
+    assert result.code == 4
+    assert "no certificate" in result.document["models"][0]["refusals"][0]["message"]
+    assert cli("verify", dense, "--write-certificate").code == 0
+    result = cli("verify", dense, "--require-signature", keys[1], "--json")
+    assert result.code == 4
+    assert "no signature" in result.document["models"][0]["refusals"][0]["message"]
+
+
+def test_another_model_under_the_signature(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    """A weaker model with a certificate of its own, proven and all: but nobody signed it."""
+    write_model(signed, DENSE.replace("0.75", "0.5"))
+    assert cli("verify", signed, "--write-certificate").code == 0
+    result = cli("verify", signed, "--require-signature", keys[1], "--json")
+    assert result.code == 4
+    assert "'dense.onnx' is not the file that was signed" in result.document["models"][0]["refusals"][0]["message"]
+
+
+def test_another_certificate_under_the_signature(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    assert cli("verify", signed, "--norm", "l1", "--write-certificate").code == 0
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.update(payloadType="text/plain"),
+        lambda d: d.update(payload=base64.b64encode(b"{}").decode()),
+        lambda d: d.update(payload="%%%"),
+        lambda d: d.update(payload=7),
+        lambda d: d.update(signatures=[]),
+        lambda d: d.update(signatures=[{"keyid": "only"}]),
+        lambda d: d["signatures"][0].update(sig=""),
+        lambda d: d.pop("payload"),
+    ],
+)
+def test_a_damaged_envelope(cli: Cli, signed: Path, keys: tuple[Path, Path], damage: Callable[[dict], object]) -> None:
+    document = json.loads(envelope_of(signed).read_text())
+    damage(document)
+    envelope_of(signed).write_text(json.dumps(document))
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 4
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '"sig"'])
+def test_what_is_no_envelope(cli: Cli, signed: Path, keys: tuple[Path, Path], text: str) -> None:
+    envelope_of(signed).write_text(text)
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 4
+
+
+def test_the_configuration_requires(
+    cli: Cli, signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(signed.parent)
+    Path(".lipdeploy.toml").write_text(f"require_signature = '{keys[1].name}'\n[[models]]\npath = 'dense.onnx'\n")
+    assert cli("verify").code == 0
+    envelope_of(signed).unlink()
+    assert cli("verify").code == 4
+
+
+def test_external_data_is_signed(cli: Cli, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate())
+    path = tmp_path / "m.onnx"
+    model = onnx.parser.parse_model(DENSE)
+    for tensor in model.graph.initializer:  # only raw data can move out
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(model, str(path), save_as_external_data=True, location="m.data", size_threshold=0)
+    assert cli("verify", path, "--write-certificate").code == 0
+    assert cli("sign", path, "--key", private).code == 0
+    assert cli("verify", path, "--require-signature", public).code == 0
+    statement = json.loads(base64.b64decode(json.loads(envelope_of(path).read_text())["payload"]))
+    names = [subject["name"] for subject in statement["subject"]]
+    assert names == ["m.onnx", "m.data", "m.cert.json"]
+
+
+def test_an_encrypted_key(cli: Cli, dense: Path, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate(), passphrase=b"open sesame")
+    word = tmp_path / "word"
+    word.write_bytes(b"open sesame\n")
+    assert cli("verify", dense, "--write-certificate").code == 0
+    assert "--passphrase-file" in cli("sign", dense, "--key", private).error
+    assert cli("sign", dense, "--key", private, "--passphrase-file", word).code == 0
+    assert cli("verify", dense, "--require-signature", public).code == 0
+    word.write_bytes(b"open parsley")
+    assert cli("sign", dense, "--key", private, "--passphrase-file", word).code == 2
+
+
+@pytest.mark.parametrize("key", [rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP384R1())])
+def test_keys_of_other_kinds(cli: Cli, dense: Path, tmp_path: Path, key: PrivateKeyTypes) -> None:
+    private, public = write_keys(tmp_path, key)
+    assert cli("verify", dense, "--write-certificate").code == 0
+    assert "neither an Ed25519 nor a P-256 key" in cli("sign", dense, "--key", private).error
+    good, _ = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate(), "good")
+    assert cli("sign", dense, "--key", good).code == 0
+    result = cli("verify", dense, "--require-signature", public)
+    assert result.code == 2
+    assert "neither" in result.err
+
+
+def test_what_is_not_proven_is_not_signed(cli: Cli, signed: Path, unknown: Path, keys: tuple[Path, Path]) -> None:
+    assert "no certificate to sign" in cli("sign", unknown, "--key", keys[0]).error
+    certificate = signed.with_suffix(".cert.json")
+    certificate.write_text(certificate.read_text().replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.65'))
+    envelope_of(signed).unlink()
+    assert cli("sign", signed, "--key", keys[0]).code == 4
+    assert not envelope_of(signed).exists()
+
+
+def test_a_key_that_is_none(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    assert cli("sign", signed, "--key", keys[1]).code == 2
+    assert cli("sign", signed, "--key", signed).code == 2
+    assert cli("verify", signed, "--require-signature", keys[0]).code == 2
+    assert cli("verify", signed, "--require-signature", "nowhere.pem").code == 2

@@ -12,7 +12,10 @@ from lipdeploy.cli import report
 from lipdeploy.cli.options import debug_option
 
 PROGRAM = "lipdeploy"
-COMMANDS = ("export", "verify", "inspect", "diff", "sign", "predict", "doctor", "explain", "schema", "completion")
+COMMANDS = (
+    "export", "verify", "inspect", "diff", "sign", "predict", "bench",
+    "doctor", "explain", "schema", "completion",
+)  # fmt: skip
 COMPLETION_VARIABLE = "_LIPDEPLOY_COMPLETE"
 USAGE = 2
 

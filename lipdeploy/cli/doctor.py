@@ -60,7 +60,7 @@ def examine() -> Iterator[Check]:
     """Every check, cheapest first."""
     yield Check("lipdeploy", OK, f"{report.version()} in {Path(__file__).resolve().parent.parent}")
     yield Check("python", OK, f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})")
-    yield Check("machine", OK, f"{platform.platform()}, {_processor()}, {os.cpu_count()} cores")
+    yield Check("machine", OK, f"{platform.platform()}, {processor()}, {os.cpu_count()} cores")
     for name in BASE:
         yield _package(name)
     for name in OPTIONAL:
@@ -116,7 +116,8 @@ def _faults(dtype: np.dtype[Any]) -> Iterator[str]:
         yield "subnormal numbers are flushed to zero"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system gives it."""
     try:
         described = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "lipdeploy/entry_points.h"
 #include "lipdeploy/group_sort.h"
+#include "lipdeploy/householder.h"
 #include "lipdeploy/linear_spline.h"
 #include "registration.h"
 
@@ -66,6 +67,7 @@ struct Cuda;
   struct Cuda<Element> {                                                         \
     static constexpr auto group_sort = &lipdeploy_group_sort_##T##_cuda;          \
     static constexpr auto linear_spline = &lipdeploy_linear_spline_##T##_cuda;    \
+    static constexpr auto householder = &lipdeploy_householder_##T##_cuda;        \
   };
 LIPDEPLOY_FOR_EACH_TYPE(LIPDEPLOY_CHOOSE)
 #undef LIPDEPLOY_CHOOSE
@@ -150,6 +152,42 @@ struct LinearSplineKernel {
   }
 };
 
+struct HouseholderKernel {
+  static constexpr const char* kName = "Householder";
+  static constexpr size_t kInputs = 3;
+  const Api* api;
+  int64_t axis, layout;
+
+  HouseholderKernel(const Api* a, const OrtKernelInfo* info)
+      : api(a), axis(int_attribute(a, info, "axis", 1)), layout(int_attribute(a, info, "layout", 1)) {
+    if (layout != 0 && layout != 1) throw std::invalid_argument("Householder: layout must be 0 (adjacent) or 1 (strided)");
+  }
+
+  template <class Element, class Provider>
+  void compute(OrtKernelContext* context) const {
+    const Tensor x = input(api, context, 0), sine = input(api, context, 1), cosine = input(api, context, 2);
+    for (const Tensor* tensor : {&x, &sine, &cosine}) check_type(kName, *tensor, kElementType<Element>);
+    const AroundAxis a = around_axis(kName, x.shape, axis);
+    HouseholderShape shape;
+    if (!householder_shape(a.outer, a.channels, a.inner, layout, &shape))
+      throw std::invalid_argument("Householder: the " + std::to_string(a.channels) + " channels of shape " +
+                                  text(x.shape) + " do not form pairs");
+    for (const Tensor* angle : {&sine, &cosine})
+      if (angle->shape != std::vector<int64_t>{shape.pairs})
+        throw std::invalid_argument("Householder: sine and cosine must have shape (" + std::to_string(shape.pairs) +
+                                    "), found " + text(angle->shape));
+    void* y = output_like(api, context, x);
+    if constexpr (std::is_same_v<Provider, OnCpu>) {
+      householder_cpu<Element>(x.data, sine.data, cosine.data, y, shape, parallel_for(api, context));
+    } else {
+#if defined(LIPDEPLOY_HAS_CUDA)
+      check_launch(kName, Cuda<Element>::householder(x.data, sine.data, cosine.data, y, a.outer, a.channels, a.inner,
+                                                     layout, stream_of(api, context)));
+#endif
+    }
+  }
+};
+
 // One operator, one type, one provider.
 template <class Kernel, class Element, class Provider>
 struct Registration : Description<Kernel, kOperatorSet> {
@@ -193,6 +231,7 @@ template <class Provider>
 void add_all_operators(const Api* api, OrtCustomOpDomain* domain) {
   add_all_types<GroupSortKernel, Provider>(api, domain);
   add_all_types<LinearSplineKernel, Provider>(api, domain);
+  add_all_types<HouseholderKernel, Provider>(api, domain);
 }
 
 // ONNX Runtime keeps pointers to the domain without owning it, so it lives as long as the library does.

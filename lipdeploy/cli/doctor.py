@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -146,12 +147,23 @@ def _providers_and_library() -> Iterator[Check]:
         yield Check("operator library", MISSING, "operators run from their definitions in the file, slower", hint)
         return
     problem = _trial("CPUExecutionProvider", library)
-    described = f"version {library.version}, {library.path}, sha256 {library.sha256}"
+    kernels = f"CPU kernels {_instruction_set(library)}, CUDA kernels {'yes' if library.has_cuda else 'no'}"
+    release = f"version {library.version} of lipdeploy {library.release}"
+    described = f"{release}, {kernels}, {library.path}, sha256 {library.sha256}"
     yield (
         Check("operator library", FAILED, problem.message, problem.hint)
         if problem
         else Check("operator library", OK, described)
     )
+
+
+def _instruction_set(library: OperatorLibrary) -> str:
+    """What the library's CPU kernels use on this processor; it was loaded and recognised before."""
+    name = getattr(ctypes.CDLL(library.path), "lipdeploy_ops_instruction_set", None)
+    if name is None:  # built before there was a choice
+        return "of unknown instruction set"
+    name.restype = ctypes.c_char_p
+    return bytes(name()).decode()
 
 
 def _trial(provider: str, library: OperatorLibrary | None) -> LipdeployError | None:

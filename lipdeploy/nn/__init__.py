@@ -17,18 +17,21 @@ gradients, in which
   is a constant all the same;
 - ``LinearSpline`` is a ``StoredLinearSpline``: buffers ``coefficients`` (projected) and, only when some scale
   differs from 1, ``scale`` and ``inverse_scale``, each of shape (channels,) or (1,);
+- ``Householder`` is a ``StoredHouseholder``: buffers ``sine`` and ``cosine``, each of shape (channels/2,);
 - ``GroupSort``, ``MaxMin``, ``FullSort`` and ``Scale`` stay: their ``forward`` writes ONNX operators by itself.
 
 The caller's module is never changed, and calling ``bake`` draws no random numbers. Under
-``torch.onnx.is_in_onnx_export()`` the sorting layers and ``StoredLinearSpline`` emit ``lipdeploy::GroupSort`` and
-``lipdeploy::LinearSpline`` (version 1) with every attribute written. A spline with scales emits exactly
-``Mul(x, scale) → LinearSpline → Mul(·, inverse_scale)`` with constants of shape (channels,) for (N, C) input and
-(channels, 1, …) for (N, C, …) input. **Do not fold these two Mul nodes into neighbouring layers**: the verifier
+``torch.onnx.is_in_onnx_export()`` the sorting layers, ``StoredHouseholder`` and ``StoredLinearSpline`` emit
+``lipdeploy::GroupSort``, ``lipdeploy::Householder`` and ``lipdeploy::LinearSpline`` (version 1) with every attribute
+written. A spline with scales emits exactly ``Mul(x, scale) → LinearSpline → Mul(·, inverse_scale)`` with constants of
+shape (channels,) for (N, C) input and (channels, 1, …) for (N, C, …) input.
+**Do not fold these two Mul nodes into neighbouring layers**: the verifier
 judges the three nodes together, as max over c of |scale_c| · slope_c · |inverse_scale_c|.
 """
 
 from lipdeploy.nn.bake import bake
 from lipdeploy.nn.conv import AOLConv2d, SpectralConv2d
+from lipdeploy.nn.householder import Householder, StoredHouseholder
 from lipdeploy.nn.linear import BjorckLinear, LInfLinear, SpectralLinear
 from lipdeploy.nn.scale import Scale
 from lipdeploy.nn.sorting import FullSort, GroupSort, MaxMin
@@ -40,12 +43,14 @@ __all__ = [
     "BjorckLinear",
     "FullSort",
     "GroupSort",
+    "Householder",
     "LInfLinear",
     "LinearSpline",
     "MaxMin",
     "Scale",
     "SpectralConv2d",
     "SpectralLinear",
+    "StoredHouseholder",
     "StoredLinearSpline",
     "bake",
     "hinge_margin_loss",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lipdeploy.nn.householder import Householder
 from lipdeploy.nn.spline import LinearSpline
 
 
@@ -21,12 +22,12 @@ def bake(module: nn.Module) -> nn.Module:
         The copy; no parameter in it requires a gradient.
 
     Raises:
-        ValueError: the module cannot be copied (old-style ``torch.nn.utils.weight_norm`` hooks), or a spline's
-            numbers are unusable (a zero scale, a coefficient that is not finite).
+        ValueError: the module cannot be copied (old-style ``torch.nn.utils.weight_norm`` hooks), or an
+            activation's numbers are unusable (a zero scale, a coefficient or an angle that is not finite).
     """
     baked = _copy(module).eval()
     with torch.no_grad():
-        baked = _store_splines(baked)
+        baked = _store_activations(baked)
         for layer in list(baked.modules()):
             _remove_parametrizations(layer)
             _make_plain(layer)
@@ -43,11 +44,12 @@ def _copy(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _store_splines(root: nn.Module) -> nn.Module:
+def _store_activations(root: nn.Module) -> nn.Module:
     stored: dict[int, nn.Module] = {}
     for layer in list(root.modules()):
-        if isinstance(layer, LinearSpline) and type(layer).forward is LinearSpline.forward:
-            stored[id(layer)] = layer.stored().eval()
+        for activation in (Householder, LinearSpline):
+            if isinstance(layer, activation) and type(layer).forward is activation.forward:
+                stored[id(layer)] = layer.stored().eval()
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):  # a shared child appears under each of its names
             if id(child) in stored:

@@ -68,6 +68,13 @@ class Emitter:
             return self.op("ReduceMax", tensor, self.vector_of(axis), keepdims=1)
         return self.op("ReduceMax", tensor, axes=[axis], keepdims=1)
 
+    def product(self, sizes: str) -> str:
+        """Product of a possibly empty vector of integers, as a vector of one element."""
+        padded = self.op("Concat", self.vector_of(1), sizes, axis=0)
+        if self.opset >= 18:
+            return self.op("ReduceProd", padded, self.vector_of(0), keepdims=1)
+        return self.op("ReduceProd", padded, axes=[0], keepdims=1)
+
     def _constant(self, attribute: str, value: Any) -> str:
         key = (attribute, repr(value))
         if key not in self._constants:

@@ -112,9 +112,9 @@ def _generic(e: Emitter, x: str, sizes: frozenset[int], orders: frozenset[int]) 
     given = e.vector(e.attribute("axis"))
     axis = e.op("Where", e.op("Less", given, e.vector_of(0)), e.op("Add", given, rank), given)
     after_axis = e.op("Add", axis, e.vector_of(1))
-    before = _product(e, e.op("Slice", shape, e.vector_of(0), axis))
+    before = e.product(e.op("Slice", shape, e.vector_of(0), axis))
     channels = e.op("Slice", shape, axis, after_axis)
-    after = _product(e, e.op("Slice", shape, after_axis, rank))
+    after = e.product(e.op("Slice", shape, after_axis, rank))
     asked = e.vector(e.attribute("group_size"))
     size = e.op("Where", e.op("Equal", asked, e.vector_of(0)), channels, asked)
     groups = e.op("Div", channels, size)
@@ -128,14 +128,6 @@ def _generic(e: Emitter, x: str, sizes: frozenset[int], orders: frozenset[int]) 
     else:
         y = _top_k(e, grouped, 1, size, None)
     return e.op("Reshape", y, shape, allowzero=1)
-
-
-def _product(e: Emitter, sizes: str) -> str:
-    """Product of a possibly empty vector, as a vector of one element."""
-    padded = e.op("Concat", e.vector_of(1), sizes, axis=0)
-    if e.opset >= 18:
-        return e.op("ReduceProd", padded, e.vector_of(0), keepdims=1)
-    return e.op("ReduceProd", padded, axes=[0], keepdims=1)
 
 
 def _network(e: Emitter, x: str, axis: int, parts: str, size: int, descending: int) -> str:

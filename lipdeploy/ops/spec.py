@@ -63,7 +63,7 @@ class BodyBuilder(Protocol):
 class Operator:
     """One operator of the domain, version 1.
 
-    ``evaluate(x, [coefficients], **attributes)`` is its meaning in NumPy, for float16, bfloat16 (``ml_dtypes``),
+    ``evaluate(x, *constants, **attributes)`` is its meaning in NumPy, for float16, bfloat16 (``ml_dtypes``),
     float32 and float64; the CPU and CUDA kernels agree with it bit for bit. ``build_body`` writes the same function
     in standard ONNX operators.
     """

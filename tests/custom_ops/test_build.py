@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+OPERATORS = ("group_sort", "linear_spline", "householder")
 TYPE_NAMES = ("f16", "bf16", "f32", "f64")
 
 
@@ -23,7 +24,7 @@ def exported(library: Path) -> set[str]:
 
 def test_exports_the_entry_points_and_nothing_else(ops_library: Path) -> None:
     symbols = exported(ops_library)
-    cpu = {f"lipdeploy_{op}_{t}_cpu" for op in ("group_sort", "linear_spline") for t in TYPE_NAMES}
+    cpu = {f"lipdeploy_{op}_{t}_cpu" for op in OPERATORS for t in TYPE_NAMES}
     assert cpu | {"RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release"} <= symbols
     assert all(s == "RegisterCustomOps" or s.startswith("lipdeploy_") for s in symbols)
 
@@ -49,10 +50,10 @@ def nvcc() -> str:
 
 def test_has_cuda_kernels_where_nvcc_is(ops_library: Path, nvcc: str) -> None:
     symbols = exported(ops_library)
-    assert {f"lipdeploy_{op}_{t}_cuda" for op in ("group_sort", "linear_spline") for t in TYPE_NAMES} <= symbols
+    assert {f"lipdeploy_{op}_{t}_cuda" for op in OPERATORS for t in TYPE_NAMES} <= symbols
 
 
-@pytest.mark.parametrize("source", ["group_sort", "linear_spline"])
+@pytest.mark.parametrize("source", OPERATORS)
 def test_cuda_kernels_do_not_spill(source: str, nvcc: str, tmp_path: Path) -> None:
     """`nvcc -Xptxas -v` lists stack frame, spill stores and spill loads of every kernel: all must be 0."""
     command = [nvcc, "-std=c++17", "-O3", "-fmad=false", "-arch=sm_90", "-Xptxas=-v", "-cubin"]

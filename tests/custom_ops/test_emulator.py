@@ -8,7 +8,23 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from lipdeploy.ops import OPERATORS
+from tests.ops.cases import (
+    TYPES,
+    ReflectCase,
+    SortCase,
+    SplineCase,
+    bits,
+    reflect_angles,
+    reflect_input,
+    sort_input,
+    spline_coefficients,
+    spline_input,
+)
+from tests.ops.runners import Entries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +59,47 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{ROOT / 'custom_ops/tests'}"]
     subprocess.run([compiler, *flags, str(folder / "probe.cc"), "-o", str(folder / "probe.so")], check=True)
     return ctypes.CDLL(str(folder / "probe.so"))
+
+
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Entries:
+    """The kernels with 32-bit positions for 96 elements, not 2³¹: larger tensors take the ways of huge ones."""
+    out = tmp_path_factory.mktemp("pieces") / "pieces.so"
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
+    defines = ["-DLIPDEPLOY_EMULATE_CUDA", "-DLIPDEPLOY_MOST_AT_ONCE=96", "-Wno-unknown-pragmas"]
+    folders = [f"-I{ROOT / 'custom_ops' / name}" for name in ("include", "src", "tests")]
+    source = str(ROOT / "custom_ops/tests/emulated.cc")
+    subprocess.run([compiler, *flags, *defines, *folders, source, "-o", str(out)], check=True)
+    return Entries(out, "emulated")
+
+
+@pytest.mark.parametrize("type_name", ["f16", "f64"])
+def test_tensors_beyond_32_bits(in_pieces: Entries, type_name: str) -> None:
+    dtype = TYPES[type_name][0]
+    sorts = [
+        SortCase((40, 16), 2),
+        SortCase((40, 16), 8),
+        SortCase((9, 15), 5),
+        SortCase((7, 4, 32), 4),
+        SortCase((3, 50), 0),
+    ]
+    for case in (*sorts, SortCase((3, 8, 24), 8, layout=1)):
+        x = sort_input(case, dtype, special=True)
+        want = OPERATORS["GroupSort"].evaluate(x, **case.attributes)
+        np.testing.assert_array_equal(
+            bits(in_pieces.group_sort(type_name, x, **case.attributes)), bits(want), str(case)
+        )
+    for spline in (SplineCase((40, 16), 9), SplineCase((3, 4, 32), 5, shared=True)):
+        x, table = spline_input(spline, dtype, special=True), spline_coefficients(spline, dtype)
+        want = OPERATORS["LinearSpline"].evaluate(x, table, **spline.attributes)
+        got = in_pieces.linear_spline(type_name, x, table, **spline.attributes)
+        np.testing.assert_array_equal(bits(got), bits(want), str(spline))
+    for reflect in (ReflectCase((40, 16)), ReflectCase((40, 16), 0), ReflectCase((3, 4, 32), 0)):
+        x, angles = reflect_input(reflect, dtype, special=True), reflect_angles(reflect, dtype)
+        want = OPERATORS["Householder"].evaluate(x, *angles, **reflect.attributes)
+        got = in_pieces.householder(type_name, x, *angles, **reflect.attributes)
+        np.testing.assert_array_equal(bits(got), bits(want), str(reflect))
 
 
 def test_threads_meet_at_the_barrier(probe: ctypes.CDLL) -> None:

@@ -59,6 +59,28 @@ def test_linear_spline(attributes: dict[str, Any], table: np.ndarray, message: s
         in_onnxruntime(file, X, ops_library)
 
 
+HALF = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "angles", "message"),
+    [
+        ({}, (HALF, HALF[:2]), r"sine and cosine must have shape \(3\), found \(2\)"),
+        ({}, (HALF[:, None], HALF), r"found \(3, 1\)"),
+        ({"axis": 2}, (HALF, HALF), r"the 3 channels of shape \(2, 6, 3\) do not form pairs"),
+        ({"axis": 3}, (HALF, HALF), "Householder: axis 3 does not exist"),
+        ({"layout": 2}, (HALF, HALF), r"Householder: layout must be 0 \(adjacent\) or 1 \(strided\)"),
+        ({}, (HALF, HALF.astype(np.float64)), "Householder"),
+    ],
+)
+def test_householder(
+    attributes: dict[str, Any], angles: tuple[np.ndarray, ...], message: str, ops_library: Path
+) -> None:
+    file = model("Householder", X.shape, TensorProto.FLOAT, attributes, angles, functions=False)
+    with pytest.raises(Exception, match=message):
+        in_onnxruntime(file, X, ops_library)
+
+
 def test_a_type_that_no_kernel_has_is_refused(ops_library: Path) -> None:
     file = model("GroupSort", (2, 4), TensorProto.INT32, {}, functions=False)
     with pytest.raises(Exception, match=r"(?i)type"):
@@ -74,6 +96,8 @@ def test_entry_points_return_a_code(suffix: str, ops_library: Path, emulated_lib
         entries.linear_spline("f32", X, TABLE[:4], axis=1, **SPLINE)
     with pytest.raises(ValueError, match="returned -1"):
         entries.linear_spline("f32", X, TABLE[:, :1], axis=1, **SPLINE)
+    with pytest.raises(ValueError, match="returned -1"):
+        entries.householder("f32", X, HALF, HALF, axis=2, layout=1)
 
 
 def test_a_runtime_without_our_api_version_is_survived(ops_library: Path) -> None:

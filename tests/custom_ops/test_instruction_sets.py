@@ -15,12 +15,16 @@ import pytest
 
 from lipdeploy.ops import OPERATORS
 from tests.ops.cases import (
+    REFLECT_CASES,
     SORT_CASES,
     SPLINE_CASES,
     TYPES,
+    ReflectCase,
     SortCase,
     SplineCase,
     bits,
+    reflect_angles,
+    reflect_input,
     sort_input,
     spline_coefficients,
     spline_input,
@@ -61,6 +65,16 @@ def check_splines(entries: Entries, type_name: str, cases: list[SplineCase], shi
         np.testing.assert_array_equal(bits(got), bits(want), str(case))
 
 
+def check_reflections(entries: Entries, type_name: str, cases: list[ReflectCase], shift: int = 0) -> None:
+    for case in cases:
+        dtype = TYPES[type_name][0]
+        x = shifted(reflect_input(case, dtype, special=True), shift)
+        sine, cosine = (shifted(angle, shift) for angle in reflect_angles(case, dtype))
+        got = entries.householder(type_name, x, sine, cosine, **case.attributes)
+        want = OPERATORS["Householder"].evaluate(x, sine, cosine, **case.attributes)
+        np.testing.assert_array_equal(bits(got), bits(want), str(case))
+
+
 def shifted(x: Array, elements: int) -> Array:
     """The same values at an address that is only aligned as one element is."""
     room = np.empty(x.size + elements, x.dtype)[elements:].reshape(x.shape)
@@ -72,6 +86,7 @@ def shifted(x: Array, elements: int) -> Array:
 def test_the_table_of_cases(entries: Entries, type_name: str) -> None:
     check_sorts(entries, type_name, SORT_CASES)
     check_splines(entries, type_name, SPLINE_CASES)
+    check_reflections(entries, type_name, REFLECT_CASES)
 
 
 @types
@@ -97,6 +112,7 @@ def test_every_axis(entries: Entries, type_name: str) -> None:
             for layout in (0, 1):
                 check_sorts(entries, type_name, [SortCase((12, 24, 12, 36), size, axis, layout)])
         check_splines(entries, type_name, [SplineCase((6, 7, 20, 3), 9, axis=axis)])
+        check_reflections(entries, type_name, [ReflectCase((6, 8, 20, 4), layout, axis) for layout in (0, 1)])
 
 
 @types
@@ -123,6 +139,13 @@ def test_every_remainder_of_a_vector_in_splines(entries: Entries, type_name: str
 
 
 @types
+def test_every_remainder_of_a_vector_in_reflections(entries: Entries, type_name: str) -> None:
+    for n in range(1, 70):
+        shapes = [(n, 2), (3, 2 * n), (2, 4, n)]
+        check_reflections(entries, type_name, [ReflectCase(shape, layout) for shape in shapes for layout in (0, 1)])
+
+
+@types
 @pytest.mark.parametrize("shift", [1, 2, 3, 7, 8])
 def test_addresses_that_no_vector_likes(
     entries: Entries, type_name: str, shift: int, monkeypatch: pytest.MonkeyPatch
@@ -131,6 +154,8 @@ def test_addresses_that_no_vector_likes(
     sorts = [SortCase((33, 64), size, layout=layout) for size in (1, 2, 4, 8, 16, 32, 0) for layout in (0, 1)]
     check_sorts(entries, type_name, [*sorts, SortCase((2, 16, 5, 13), 8), SortCase((3, 40, 80), 40)], shift)
     check_splines(entries, type_name, [SplineCase((9, 33), 21), SplineCase((3, 4, 77), 51)], shift)
+    reflections = [ReflectCase(shape, layout) for shape in ((9, 66), (3, 4, 77)) for layout in (0, 1)]
+    check_reflections(entries, type_name, reflections, shift)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -151,6 +176,12 @@ def test_outputs_larger_than_the_caches(entries: Entries, shift: int, monkeypatc
         want = OPERATORS["LinearSpline"].evaluate(x, table, **spline.attributes)
         got = entries.linear_spline("f32", np.concatenate([x] * copies), table, **spline.attributes)
         assert (bits(got).reshape(copies, -1) == bits(want).reshape(-1)).all(), str(spline)
+    for shape, layout in ((small, 0), (small, 1), ((3 * 2048, 16), 0), ((3 * 2048, 32), 1)):
+        reflect = ReflectCase(shape, layout)
+        x, angles = reflect_input(reflect, np.dtype("f4"), special=True), reflect_angles(reflect, np.dtype("f4"))
+        want = OPERATORS["Householder"].evaluate(x, *angles, **reflect.attributes)
+        got = entries.householder("f32", np.concatenate([x] * copies), *angles, **reflect.attributes)
+        assert (bits(got).reshape(copies, -1) == bits(want).reshape(-1)).all(), str(reflect)
 
 
 def test_nan_payloads_of_either_sign_at_every_place(entries: Entries) -> None:

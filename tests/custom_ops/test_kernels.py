@@ -13,12 +13,16 @@ import pytest
 
 from lipdeploy.ops import OPERATORS
 from tests.ops.cases import (
+    REFLECT_CASES,
     SORT_CASES,
     SPLINE_CASES,
     TYPES,
+    ReflectCase,
     SortCase,
     SplineCase,
     bits,
+    reflect_angles,
+    reflect_input,
     sort_input,
     spline_coefficients,
     spline_input,
@@ -47,6 +51,26 @@ def test_linear_spline_entry_points(case: SplineCase, type_name: str, entries: E
     want = OPERATORS["LinearSpline"].evaluate(x, table, **case.attributes)
     got = entries.linear_spline(type_name, x, table, **case.attributes)
     np.testing.assert_array_equal(bits(got), bits(want))
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("case", REFLECT_CASES, ids=str)
+def test_householder_entry_points(case: ReflectCase, type_name: str, entries: Entries) -> None:
+    dtype = TYPES[type_name][0]
+    x, angles = reflect_input(case, dtype, special=True), reflect_angles(case, dtype)
+    want = OPERATORS["Householder"].evaluate(x, *angles, **case.attributes)
+    np.testing.assert_array_equal(bits(entries.householder(type_name, x, *angles, **case.attributes)), bits(want))
+
+
+@pytest.mark.parametrize("type_name", ["f16", "f32", "f64"])
+@pytest.mark.parametrize("case", REFLECT_CASES, ids=str)
+def test_householder_in_onnxruntime(case: ReflectCase, type_name: str, ops_library: Path) -> None:
+    dtype, element_type = TYPES[type_name]
+    x, angles = reflect_input(case, dtype, special=True), reflect_angles(case, dtype)
+    want = OPERATORS["Householder"].evaluate(x, *angles, **case.attributes)
+    for functions in (True, False):
+        file = model("Householder", case.shape, element_type, case.attributes, angles, functions=functions)
+        np.testing.assert_array_equal(bits(in_onnxruntime(file, x, ops_library)), bits(want))
 
 
 @pytest.mark.parametrize("type_name", ["f16", "f32", "f64"])
@@ -87,6 +111,13 @@ def test_bfloat16_in_onnxruntime(ops_library: Path) -> None:
         want = OPERATORS["LinearSpline"].evaluate(x, table, **spline.attributes).astype(np.float32)
         file = model("LinearSpline", spline.shape, element_type, spline.attributes, table, casts=True, functions=False)
         np.testing.assert_array_equal(in_onnxruntime(file, x.astype(np.float32), ops_library), want)
+    for reflect in REFLECT_CASES:
+        x, angles = reflect_input(reflect, dtype, special=True), reflect_angles(reflect, dtype)
+        want = OPERATORS["Householder"].evaluate(x, *angles, **reflect.attributes).astype(np.float32)
+        file = model(
+            "Householder", reflect.shape, element_type, reflect.attributes, angles, casts=True, functions=False
+        )
+        np.testing.assert_array_equal(in_onnxruntime(file, x.astype(np.float32), ops_library), want)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -100,6 +131,12 @@ def test_many_pieces_on_many_threads(ops_library: Path, threads: int) -> None:
         file = model("GroupSort", case.shape, TYPES["f32"][1], case.attributes)
         session = ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
         want = OPERATORS["GroupSort"].evaluate(x, **case.attributes)
+        np.testing.assert_array_equal(bits(session.run(None, {"x": x})[0]), bits(want))
+    for reflect in (ReflectCase((301, 514)), ReflectCase((301, 514), 0), ReflectCase((3, 16, 97, 61))):
+        x, angles = reflect_input(reflect, np.dtype("f4"), special=True), reflect_angles(reflect, np.dtype("f4"))
+        file = model("Householder", reflect.shape, TYPES["f32"][1], reflect.attributes, angles)
+        session = ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        want = OPERATORS["Householder"].evaluate(x, *angles, **reflect.attributes)
         np.testing.assert_array_equal(bits(session.run(None, {"x": x})[0]), bits(want))
     spline = SplineCase((5, 7, 41, 43), 33)
     x, table = spline_input(spline, np.dtype(np.float32), special=True), spline_coefficients(spline, np.dtype("f4"))

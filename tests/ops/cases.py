@@ -121,6 +121,66 @@ SPLINE_CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class ReflectCase:
+    """A shape and the attributes of one Householder."""
+
+    shape: tuple[int, ...]
+    layout: int = 1
+    axis: int = 1
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        return {"axis": self.axis, "layout": self.layout}
+
+    @property
+    def pairs(self) -> int:
+        return self.shape[self.axis] // 2
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-a{self.axis}-{'strided' if self.layout else 'adjacent'}"
+
+
+REFLECT_CASES = [
+    *(
+        ReflectCase(shape, layout)
+        for layout in (0, 1)
+        for shape in ((5, 34), (3, 192), (700, 6), (2, 6, 5, 7), (2, 4, 40), (1, 8, 3, 100), (3, 4, 3), (2, 64, 4))
+    ),
+    # any rank, any axis
+    ReflectCase((12,), 1, axis=0),
+    ReflectCase((12,), 0, axis=-1),
+    ReflectCase((4, 6, 5), 0, axis=-2),
+    ReflectCase((4, 5, 6), 1, axis=-1),
+    ReflectCase((4, 5, 6), 0, axis=2),
+    ReflectCase((2, 3, 4, 2, 3), 1, axis=2),
+    ReflectCase((2, 3, 4, 2, 3), 0, axis=-5),
+    # empty batches, maps and channels
+    ReflectCase((0, 8)),
+    ReflectCase((2, 8, 0, 3), 0),
+    ReflectCase((3, 0), 1),
+    ReflectCase((3, 0, 2), 0),
+]
+
+
+def reflect_input(case: ReflectCase, dtype: np.dtype[Any], *, special: bool, seed: int = 0) -> np.ndarray[Any, Any]:
+    """Random values; ``special`` adds ±0, ±Inf, subnormals and NaNs, pairs on the line of reflection among them."""
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.standard_normal(case.shape) * 8, 1).astype(dtype)
+    return sprinkle(x, rng, nan_share=0.03) if special else x
+
+
+def reflect_angles(
+    case: ReflectCase, dtype: np.dtype[Any], *, seed: int = 1
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """sin(θ/2) and cos(θ/2) of random angles; 0, π/2, π and one that was scaled come first."""
+    rng = np.random.default_rng(seed)
+    half = rng.uniform(-4, 4, case.pairs)
+    half[:3] = np.array([0.0, np.pi / 4, np.pi / 2])[: case.pairs]
+    scale = np.where(np.arange(case.pairs) == 3, 1.5, 1.0)
+    return (scale * np.sin(half)).astype(dtype), (scale * np.cos(half)).astype(dtype)
+
+
 def sort_input(case: SortCase, dtype: np.dtype[Any], *, special: bool, seed: int = 0) -> np.ndarray[Any, Any]:
     """Random values with ties; ``special`` adds ±0, ±Inf, subnormals and a few NaNs of either sign."""
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def model(
     shape: tuple[int, ...],
     element_type: int,
     attributes: Mapping[str, Any],
-    coefficients: Array | None = None,
+    constants: Array | Sequence[Array] | None = None,
     *,
     opset: int = 20,
     functions: bool = True,
@@ -32,7 +32,9 @@ def model(
 ) -> onnx.ModelProto:
     """A model of one node. ``casts`` puts float32 on the outside, for types that Python cannot hand to ONNX Runtime."""
     inner_in, inner_out = ("x_", "y_") if casts else ("x", "y")
-    inputs = [inner_in] if coefficients is None else [inner_in, "c"]
+    tensors = [] if constants is None else [constants] if isinstance(constants, np.ndarray) else list(constants)
+    initializers = [numpy_helper.from_array(tensor, f"c{i}") for i, tensor in enumerate(tensors)]
+    inputs = [inner_in, *(tensor.name for tensor in initializers)]
     nodes = [helper.make_node(op, inputs, [inner_out], name="op", domain=DOMAIN, **attributes)]
     outer = TensorProto.FLOAT if casts else element_type
     if casts:
@@ -46,7 +48,7 @@ def model(
         "one",
         [helper.make_tensor_value_info("x", outer, shape)],
         [helper.make_tensor_value_info("y", outer, shape)],
-        [] if coefficients is None else [numpy_helper.from_array(coefficients, "c")],
+        initializers,
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     result = helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -127,6 +129,12 @@ class Entries:
         self._call(
             f"linear_spline_{type_name}", [x, np.ascontiguousarray(coefficients), fenced.inside], [*sizes, *floats]
         )
+        return fenced.checked()
+
+    def householder(self, type_name: str, x: Array, sine: Array, cosine: Array, *, axis: int, layout: int) -> Array:
+        x, fenced = np.ascontiguousarray(x), Fenced(x)
+        sizes = [ctypes.c_int64(size) for size in (*around_axis(x.shape, axis), layout)]
+        self._call(f"householder_{type_name}", [x, sine, cosine, fenced.inside], sizes)
         return fenced.checked()
 
     def _call(self, name: str, arrays: list[Array], rest: list[Any]) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lipdeploy.ops import DOMAIN, OPERATORS, VERSION, attach_functions, function_bodies
 from lipdeploy.ops.networks import comparators
 from tests.ops.cases import (
+    REFLECT_CASES,
     SORT_CASES,
     SPLINE_CASES,
     TYPES,
+    ReflectCase,
     SortCase,
     SplineCase,
+    reflect_angles,
+    reflect_input,
     sort_input,
     spline_coefficients,
     spline_input,
@@ -80,6 +84,22 @@ def test_linear_spline_body(case: SplineCase, type_name: str) -> None:
         agree(in_onnxruntime(file, x), want)
 
 
+@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("case", REFLECT_CASES, ids=str)
+def test_householder_body(case: ReflectCase, type_name: str) -> None:
+    dtype, element_type = TYPES[type_name]
+    x, angles = reflect_input(case, dtype, special=True), reflect_angles(case, dtype)
+    want = OPERATORS["Householder"].evaluate(x, *angles, **case.attributes)
+    file = model("Householder", case.shape, element_type, case.attributes, angles)
+    onnx.checker.check_model(file, full_check=True)
+    agree(in_reference(file, x), want)
+    if type_name == "bf16":
+        file = model("Householder", case.shape, element_type, case.attributes, angles, casts=True)
+        agree(in_onnxruntime(file, x.astype(np.float32)), want.astype(np.float32))
+    else:
+        agree(in_onnxruntime(file, x), want)
+
+
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("type_name", ["f16", "f32", "f64"])
 def test_bodies_in_every_opset(opset: int, type_name: str) -> None:
@@ -93,6 +113,11 @@ def test_bodies_in_every_opset(opset: int, type_name: str) -> None:
     x, table = spline_input(spline, dtype, special=True), spline_coefficients(spline, dtype)
     file = model("LinearSpline", spline.shape, element_type, spline.attributes, table, opset=opset)
     agree(in_onnxruntime(file, x), OPERATORS["LinearSpline"].evaluate(x, table, **spline.attributes))
+    for reflect in (ReflectCase((3, 12, 2)), ReflectCase((3, 12), 0, axis=-1)):
+        x, angles = reflect_input(reflect, dtype, special=True), reflect_angles(reflect, dtype)
+        file = model("Householder", reflect.shape, element_type, reflect.attributes, angles, opset=opset)
+        onnx.checker.check_model(file, full_check=True)
+        agree(in_onnxruntime(file, x), OPERATORS["Householder"].evaluate(x, *angles, **reflect.attributes))
 
 
 def chain(*nodes: onnx.NodeProto, shape: tuple[int, ...], opset: int = 20) -> onnx.ModelProto:
@@ -157,6 +182,37 @@ def test_one_spline_function_serves_several_axes() -> None:
     want = evaluate(evaluate(x, table, **first), table, **second)
     agree(in_onnxruntime(file, x), want)
     agree(in_reference(file, x), want)
+
+
+@pytest.mark.parametrize("opset", [17, 18, 20, 23])
+def test_one_householder_function_serves_several_axes_and_layouts(opset: int) -> None:
+    shape = (4, 6, 8)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[0, 0, 0] = np.nan
+    nodes, constants, want = [], [], x
+    for i, (axis, layout) in enumerate([(1, 0), (-1, 1), (0, 0), (1, 1), (2, 0)]):
+        angles = reflect_angles(ReflectCase(shape, layout, axis), np.dtype("f4"), seed=i)
+        constants += [numpy_helper.from_array(angle, f"{name}{i}") for name, angle in zip("sc", angles, strict=True)]
+        inputs = [f"y{i - 1}" if i else "x", f"s{i}", f"c{i}"]
+        nodes.append(helper.make_node("Householder", inputs, [f"y{i}"], domain=DOMAIN, axis=axis, layout=layout))
+        want = OPERATORS["Householder"].evaluate(want, *angles, axis=axis, layout=layout)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", nodes[-1].output[0])]
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
+    file = helper.make_model(graph, opset_imports=imports, ir_version=10)
+    attach_functions(file, {TensorProto.FLOAT})
+    assert [function.name for function in file.functions] == ["Householder"]
+    onnx.checker.check_model(file, full_check=True)
+    agree(in_onnxruntime(file, x), want)
+    agree(in_reference(file, x), want)
+
+
+def test_a_householder_of_the_wrong_width_is_an_error_without_the_library_too() -> None:
+    half = np.ones(3, np.float32)
+    for layout in (0, 1):
+        file = model("Householder", (2, 8), TensorProto.FLOAT, {"layout": layout}, (half, half))
+        with pytest.raises(Exception, match=r"(?i)split|reshape"):
+            in_onnxruntime(file, np.zeros((2, 8), np.float32))
 
 
 def test_bodies_are_deterministic_sorted_and_cover_subgraphs() -> None:

@@ -7,6 +7,7 @@ body       the same file without the library: its function body in standard oper
 reference  what such a file holds today: for GroupSort-2 the five nodes Reshape, ReduceMin, ReduceMax, Concat, Reshape
            that torch exports, for larger groups Reshape, TopK, Reshape
 torch      the lipdeploy.nn module in torch's eager mode
+compiled   the same module through torch.compile (empty where there is no C++ compiler)
 copy       numpy.copyto: the floor, because an activation reads its bytes and writes as many
 
 ``--clock cpu`` counts the CPU time of this thread instead of the wall's: for a machine shared with others.
@@ -21,7 +22,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import argparse
 import ctypes
+import functools
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -34,11 +37,13 @@ import onnxruntime as ort
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from lipdeploy.nn.householder import StoredHouseholder, stored_reflections
 from lipdeploy.nn.sorting import GroupSort
 from lipdeploy.nn.spline import StoredLinearSpline
 from lipdeploy.ops import DOMAIN, VERSION, attach_functions
 from lipdeploy.runtime.library import find_library
 
+SLOW = ("body", "reference", "torch", "compiled")
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
 QUICK_SIZES = (64 * KIB, 8 * MIB)
@@ -57,8 +62,9 @@ class Case:
     name: str
     channels: int
     lanes: int
-    group_size: int | None  # None: LinearSpline
+    group_size: int | None  # None: another operator
     strided: bool = False
+    op: str = "GroupSort"
 
     def shape(self, size: int) -> tuple[int, ...]:
         """The float32 tensor of about ``size`` bytes, at least one sample."""
@@ -75,8 +81,12 @@ CASES = (
     Case("GroupSort 8, NC", 1024, 1, 8),
     Case("GroupSort 8, NCHW", 64, 1024, 8),
     Case("FullSort 512, NC", 512, 1, 0),
-    Case("LinearSpline 51 knots, NC", 64, 1, None),
-    Case("LinearSpline 51 knots, NCHW", 64, 1024, None),
+    Case("GroupSort 5, NC", 1000, 1, 5),
+    Case("LinearSpline 51 knots, NC", 64, 1, None, op="LinearSpline"),
+    Case("LinearSpline 51 knots, NCHW", 64, 1024, None, op="LinearSpline"),
+    Case("Householder, NC", 1024, 1, None, strided=True, op="Householder"),
+    Case("Householder adjacent, NC", 1024, 1, None, op="Householder"),
+    Case("Householder, NCHW", 64, 1024, None, strided=True, op="Householder"),
 )
 
 
@@ -86,17 +96,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sizes, under a minute")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name contains this")
+    parser.add_argument(
+        "--mib", type=float, nargs="+", metavar="SIZE", help="tensor sizes in place of 4 KiB to 256 MiB"
+    )
     parser.add_argument("--seconds", type=float, help="for each case and size (default 2, quick 1)")
     given = parser.parse_args()
     seconds = given.seconds or (1.0 if given.quick else 2.0)
     clock = time.perf_counter if given.clock == "wall" else time.thread_time
+    sizes = [int(mib * MIB) for mib in given.mib or ()] or (QUICK_SIZES if given.quick else SIZES)
     torch.set_num_threads(1)
     print(f"{machine()}; one thread, {given.clock} time, medians\n")
-    print("| float32 | MiB | copy ms | kernel ms | kernel / copy bandwidth | body ms | reference ms | torch ms |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    slow = " | ".join(f"{name} ms" for name in SLOW)
+    print(f"| float32 | MiB | copy ms | kernel ms | kernel / copy bandwidth | {slow} |")
+    print("| --- " * (5 + len(SLOW)) + "|")
     shares: dict[str, list[tuple[float, float]]] = {}
     for case in (case for case in CASES if given.only in case.name):
-        for shape in dict.fromkeys(case.shape(size) for size in (QUICK_SIZES if given.quick else SIZES)):
+        for shape in dict.fromkeys(case.shape(size) for size in sizes):
             mib = 4 * int(np.prod(shape)) / MIB
             times = race(contenders(case, shape), seconds, clock)
             print(row(case.name, mib, times), flush=True)
@@ -106,7 +121,7 @@ def main() -> None:
 
 def row(name: str, mib: float, times: dict[str, float]) -> str:
     """One line of the table."""
-    slow = [f"{times[key] * 1e3:.3g}" if key in times else "" for key in ("body", "reference", "torch")]
+    slow = [f"{times[key] * 1e3:.3g}" if key in times else "" for key in SLOW]
     copy, kernel = times["copy"], times["kernel"]
     return f"| {name} | {mib:.4g} | {copy * 1e3:.3g} | {kernel * 1e3:.3g} | {copy / kernel:.2f} | {' | '.join(slow)} |"
 
@@ -144,8 +159,8 @@ def contenders(case: Case, shape: tuple[int, ...]) -> dict[str, Run]:
     x = aligned(shape)
     x[...] = rng.standard_normal(shape, dtype=np.float32)
     y = aligned(shape)
-    table = rng.standard_normal((case.channels, KNOTS)).astype(np.float32)
-    file = model(case, shape, table)
+    constants = constants_of(case)
+    file = model(case, shape, constants)
     library = find_library()
     if library is None:
         raise SystemExit("the operator library is not built: make build")
@@ -156,20 +171,48 @@ def contenders(case: Case, shape: tuple[int, ...]) -> dict[str, Run]:
     }
     if case.group_size is not None:
         runs["reference"] = bound(exported_today(case, shape), x, y, None)
-    module, tensor = torch_module(case, table), torch.from_numpy(x)
-
-    def eager() -> object:
-        with torch.inference_mode():
-            return module(tensor)
-
-    runs["torch"] = eager
+    module, tensor = torch_module(case, constants), torch.from_numpy(x)
+    runs["torch"] = in_torch(module, tensor)
+    if shutil.which("c++"):
+        runs["compiled"] = in_torch(compiled(case), tensor)
     return runs
 
 
-def torch_module(case: Case, table: np.ndarray) -> torch.nn.Module:
+@functools.cache
+def compiled(case: Case) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The module through torch.compile, for every batch size at once."""
+    return torch.compile(torch_module(case, constants_of(case)), dynamic=True)
+
+
+def in_torch(module: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Run:
+    """A call of a torch module."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return module(x)
+
+    return run
+
+
+def constants_of(case: Case) -> list[np.ndarray]:
+    """The operator's constant inputs, the same for every size."""
+    rng = np.random.default_rng(1)
+    if case.op == "LinearSpline":
+        return [rng.standard_normal((case.channels, KNOTS)).astype(np.float32)]
+    if case.op == "Householder":
+        stored = stored_reflections(torch.from_numpy(rng.uniform(-3, 3, case.channels // 2)).float())
+        return [stored.sine.numpy(), stored.cosine.numpy()]
+    return []
+
+
+def torch_module(case: Case, constants: list[np.ndarray]) -> torch.nn.Module:
     """The module of lipdeploy.nn that exports to this operator."""
-    if case.group_size is None:
-        return StoredLinearSpline(case.channels, torch.from_numpy(table), LOWER, SPACING)
+    stored = [torch.from_numpy(constant) for constant in constants]
+    if case.op == "LinearSpline":
+        return StoredLinearSpline(case.channels, *stored, LOWER, SPACING)
+    if case.op == "Householder":
+        return StoredHouseholder(*stored, layout="strided" if case.strided else "adjacent")
+    assert case.group_size is not None
     return GroupSort(case.group_size, layout="strided" if case.strided else "adjacent")
 
 
@@ -194,16 +237,18 @@ def bound(file: onnx.ModelProto, x: np.ndarray, y: np.ndarray, library: str | No
     return lambda: session.run_with_iobinding(binding)
 
 
-def model(case: Case, shape: tuple[int, ...], table: np.ndarray) -> onnx.ModelProto:
+def model(case: Case, shape: tuple[int, ...], constants: list[np.ndarray]) -> onnx.ModelProto:
     """A file of one lipdeploy node and its function body."""
-    if case.group_size is None:
-        attributes = {"lower": LOWER, "knot_spacing": SPACING, "axis": 1}
-        node = helper.make_node("LinearSpline", ["x", "c"], ["y"], domain=DOMAIN, **attributes)
-        constants = [numpy_helper.from_array(table, "c")]
+    attributes: dict[str, float] = {"axis": 1}
+    if case.op == "LinearSpline":
+        attributes |= {"lower": LOWER, "knot_spacing": SPACING}
     else:
-        sort = {"group_size": case.group_size, "axis": 1, "layout": int(case.strided), "descending": 0}
-        node, constants = helper.make_node("GroupSort", ["x"], ["y"], domain=DOMAIN, **sort), []
-    result = wrap([node], shape, constants)
+        attributes["layout"] = int(case.strided)
+    if case.group_size is not None:
+        attributes |= {"group_size": case.group_size, "descending": 0}
+    stored = [numpy_helper.from_array(constant, f"c{i}") for i, constant in enumerate(constants)]
+    node = helper.make_node(case.op, ["x", *(c.name for c in stored)], ["y"], domain=DOMAIN, **attributes)
+    result = wrap([node], shape, stored)
     attach_functions(result, {TensorProto.FLOAT})
     return result
 

@@ -25,13 +25,20 @@
   const void *x, const void *coefficients, void *y, int64_t outer, int64_t channels, int64_t inner, int64_t rows, \
       int64_t knots, float lower, float knot_spacing
 
+// sine, cosine: (channels/2)
+#define LIPDEPLOY_HOUSEHOLDER_ARGUMENTS                                                                           \
+  const void *x, const void *sine, const void *cosine, void *y, int64_t outer, int64_t channels, int64_t inner, \
+      int64_t layout
+
 #define LIPDEPLOY_FOR_EACH_TYPE(DO) DO(f16, Float16) DO(bf16, BFloat16) DO(f32, Float32) DO(f64, Float64)
 
 #define LIPDEPLOY_DECLARE(T, Element)                                                                  \
   LIPDEPLOY_EXPORT int32_t lipdeploy_group_sort_##T##_cpu(LIPDEPLOY_GROUP_SORT_ARGUMENTS);              \
   LIPDEPLOY_EXPORT int32_t lipdeploy_group_sort_##T##_cuda(LIPDEPLOY_GROUP_SORT_ARGUMENTS, void* stream); \
   LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS);        \
-  LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_##T##_cuda(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS, void* stream);
+  LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_##T##_cuda(LIPDEPLOY_LINEAR_SPLINE_ARGUMENTS, void* stream); \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_householder_##T##_cpu(LIPDEPLOY_HOUSEHOLDER_ARGUMENTS);            \
+  LIPDEPLOY_EXPORT int32_t lipdeploy_householder_##T##_cuda(LIPDEPLOY_HOUSEHOLDER_ARGUMENTS, void* stream);
 LIPDEPLOY_FOR_EACH_TYPE(LIPDEPLOY_DECLARE)
 #undef LIPDEPLOY_DECLARE
 

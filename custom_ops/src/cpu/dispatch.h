@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "lipdeploy/group_sort.h"
+#include "lipdeploy/householder.h"
 #include "lipdeploy/linear_spline.h"
 
 namespace lipdeploy {
@@ -34,8 +35,8 @@ struct SplineCall {
   const Bits* x;
   Bits* y;
   LinearSplineShape shape;
-  const Work* pairs;      // (rows, intervals, 2): value at the left knot, and rise to the right one
-  // For short stretches, else null: where the row of each of `period` elements (whole samples) starts in `pairs`.
+  const Work* values;  // (rows, knots), widened
+  // For short stretches, else null: where the row of each of `period` elements (whole samples) starts in `values`.
   const int32_t* starts;
   int64_t period;
   bool stream;
@@ -48,6 +49,31 @@ using SplineElements = void (*)(const SplineCall<Element>& call, int64_t begin, 
 // A row of coefficients that serves fewer neighbours than this is looked up element by element.
 constexpr int64_t kShortStretch = 16;
 
+// How pairs and their angles lie in memory.
+enum class Pairs {
+  kRows,        // at least kShortStretch pairs side by side share one angle
+  kSamples,     // a sample's pairs lie side by side: an angle for each of `period`, which is a sample
+  kNeighbours,  // a and b alternate: an angle for each of `period` pairs, which are whole samples
+  kScattered,
+};
+
+template <class Element>
+struct HouseholderCall {
+  using Bits = typename Element::Bits;
+  using Work = typename Element::Work;
+  const Bits *x, *sines, *cosines;
+  Bits* y;
+  HouseholderShape shape;
+  Pairs pairs;
+  const Work *sine, *cosine;  // one for each pair of channels (kRows) or for each of `period`
+  int64_t period;
+  bool stream;
+};
+
+// Reflects the pairs [begin, end).
+template <class Element>
+using ReflectPairs = void (*)(const HouseholderCall<Element>& call, int64_t begin, int64_t end);
+
 struct CpuKernels {
   const char* name;
   size_t vector_bytes;
@@ -58,6 +84,10 @@ struct CpuKernels {
   SplineElements<BFloat16> spline_bf16;
   SplineElements<Float32> spline_f32;
   SplineElements<Float64> spline_f64;
+  ReflectPairs<Float16> reflect_f16;
+  ReflectPairs<BFloat16> reflect_bf16;
+  ReflectPairs<Float32> reflect_f32;
+  ReflectPairs<Float64> reflect_f64;
 
   SortColumns<int16_t> sort(int16_t) const { return sort16; }
   SortColumns<int32_t> sort(int32_t) const { return sort32; }
@@ -66,6 +96,10 @@ struct CpuKernels {
   SplineElements<BFloat16> spline(BFloat16) const { return spline_bf16; }
   SplineElements<Float32> spline(Float32) const { return spline_f32; }
   SplineElements<Float64> spline(Float64) const { return spline_f64; }
+  ReflectPairs<Float16> reflect(Float16) const { return reflect_f16; }
+  ReflectPairs<BFloat16> reflect(BFloat16) const { return reflect_bf16; }
+  ReflectPairs<Float32> reflect(Float32) const { return reflect_f32; }
+  ReflectPairs<Float64> reflect(Float64) const { return reflect_f64; }
 };
 
 extern const CpuKernels kBaselineKernels;

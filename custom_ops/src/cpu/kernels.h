@@ -2,6 +2,7 @@
 #pragma once
 
 #include "lipdeploy/group_sort.h"
+#include "lipdeploy/householder.h"
 #include "lipdeploy/linear_spline.h"
 #include "parallel.h"
 
@@ -13,5 +14,9 @@ void group_sort_cpu(const void* x, void* y, const GroupSortShape& shape, const P
 template <class Element>
 void linear_spline_cpu(const void* x, const void* coefficients, void* y, const LinearSplineShape& shape,
                        const Parallel& parallel);
+
+template <class Element>
+void householder_cpu(const void* x, const void* sine, const void* cosine, void* y, const HouseholderShape& shape,
+                     const Parallel& parallel);
 
 }  // namespace lipdeploy

@@ -11,36 +11,33 @@
 namespace lipdeploy {
 namespace {
 
-// Value at the left knot and rise to the right one, for every interval of every row.
+// The coefficients in the type that computes: a widened copy, or themselves.
 template <class Element>
-std::vector<typename Element::Work> value_and_rise(const typename Element::Bits* coefficients,
-                                                   const LinearSplineShape& shape) {
-  using Work = typename Element::Work;
-  std::vector<Work> pairs(2 * shape.rows * (shape.knots - 1));
-  Work* pair = pairs.data();
-  for (int64_t row = 0; row < shape.rows; ++row)
-    for (int64_t k = 0; k + 1 < shape.knots; ++k, pair += 2) {
-      const Work left = Element::widen(coefficients[row * shape.knots + k]);
-      pair[0] = left;
-      pair[1] = Element::widen(coefficients[row * shape.knots + k + 1]) - left;
-    }
-  return pairs;
+const typename Element::Work* widened(const typename Element::Bits* coefficients, const LinearSplineShape& shape,
+                                      std::vector<typename Element::Work>& room) {
+  if constexpr (sizeof(typename Element::Work) == sizeof(typename Element::Bits)) {
+    return reinterpret_cast<const typename Element::Work*>(coefficients);
+  } else {
+    room.resize(shape.rows * shape.knots);
+    std::transform(coefficients, coefficients + shape.rows * shape.knots, room.begin(), Element::widen);
+    return room.data();
+  }
 }
 
 // Where the row of each element of a sample starts, repeated to a length that is worth a loop; empty where rows serve
 // long stretches.
 std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
-  constexpr int64_t kShortest = 2048;
+  constexpr int64_t kShortest = 256;  // the first cache is better used for the coefficients
   if (shape.rows == 1 || shape.inner >= kShortStretch) return {};
   const int64_t sample = shape.channels * shape.inner;
   const int64_t samples = std::min(shape.outer, kShortest / sample + 1);
   std::vector<int32_t> starts(sample * samples);
   for (size_t i = 0; i < starts.size(); ++i)
-    starts[i] = static_cast<int32_t>(static_cast<int64_t>(i) / shape.inner % shape.channels * (shape.knots - 1));
+    starts[i] = static_cast<int32_t>(static_cast<int64_t>(i) / shape.inner % shape.channels * shape.knots);
   return starts;
 }
 
-// Few elements of many splines: laying out the tables would cost more than it saves.
+// Few elements of many splines: preparing the tables would cost more than it saves.
 template <class Element>
 void directly(const typename Element::Bits* x, const typename Element::Bits* coefficients, typename Element::Bits* y,
               const LinearSplineShape& shape, int64_t begin, int64_t end) {
@@ -57,7 +54,7 @@ template <class Element>
 void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y_data, const LinearSplineShape& shape,
                        const Parallel& parallel) {
   using Bits = typename Element::Bits;
-  const int64_t elements = shape.elements(), table = shape.rows * (shape.knots - 1);
+  const int64_t elements = shape.elements(), table = shape.rows * shape.knots;
   if (elements == 0) return;
   const Bits *x = static_cast<const Bits*>(x_data), *coefficients = static_cast<const Bits*>(coefficient_data);
   Bits* y = static_cast<Bits*>(y_data);
@@ -66,11 +63,12 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
              [&](int64_t begin, int64_t end) { directly<Element>(x, coefficients, y, shape, begin, end); });
     return;
   }
-  const auto pairs = value_and_rise<Element>(coefficients, shape);
+  std::vector<typename Element::Work> room;
+  const typename Element::Work* values = widened<Element>(coefficients, shape, room);
   const std::vector<int32_t> starts = row_starts(shape);
   const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
   const int64_t period = static_cast<int64_t>(starts.size());
-  const SplineCall<Element> call{x, y, shape, pairs.data(), period > 0 ? starts.data() : nullptr, period, stream};
+  const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream};
   const SplineElements<Element> run = cpu_kernels().spline(Element{});
   parallel(elements, kElementsPerTask / 2, [&call, run](int64_t begin, int64_t end) { run(call, begin, end); });
 }

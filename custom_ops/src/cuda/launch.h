@@ -1,4 +1,5 @@
-// How a kernel is started: by nvcc on a GPU, or by the emulator of custom_ops/tests on the CPU.
+// How a kernel is started: by nvcc on a GPU, or by the emulator of custom_ops/tests on the CPU; and the 16 bytes that a
+// thread moves at once.
 #pragma once
 
 #if defined(LIPDEPLOY_EMULATE_CUDA)
@@ -22,5 +23,28 @@ constexpr int kThreads = 256;
 inline int64_t blocks_for(int64_t items, int64_t per_block) {
   return std::min<int64_t>((items + per_block - 1) / per_block, 1 << 16);
 }
+
+// Neighbouring elements that are read and written as one, 16 bytes unless said otherwise.
+template <class Bits, int Bytes = 16>
+struct alignas(Bytes) Pack {
+  static constexpr int kCount = Bytes / static_cast<int>(sizeof(Bits));
+  Bits at[kCount];
+
+  static __device__ __forceinline__ Pack load(const Bits* from) { return *reinterpret_cast<const Pack*>(from); }
+  __device__ __forceinline__ void store(Bits* to) const { *reinterpret_cast<Pack*>(to) = *this; }
+};
+
+inline bool aligned_for_packs(const void* x, const void* y) {
+  return (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0;
+}
+
+// With up to as many elements, positions and positions plus one stride of the grid are smaller than 2^32. The tests of
+// the emulator make it small.
+#if !defined(LIPDEPLOY_MOST_AT_ONCE)
+#define LIPDEPLOY_MOST_AT_ONCE (int64_t{1} << 31)
+#endif
+constexpr int64_t kMostAtOnce = LIPDEPLOY_MOST_AT_ONCE;
+
+inline bool fits_32_bits(int64_t elements) { return elements <= kMostAtOnce; }
 
 }  // namespace lipdeploy

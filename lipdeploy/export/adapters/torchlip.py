@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lipdeploy.export.adapters.torch_layers import EmittedL2Pool, l2_pool
 from lipdeploy.nn import GroupSort
+from lipdeploy.nn.householder import stored_reflections
 
 
 class TorchlipGroupSort(nn.Module):
@@ -29,35 +29,12 @@ class TorchlipGroupSort(nn.Module):
         return y if self.factor == 1 else y * self.factor
 
 
-class TorchlipHouseHolder(nn.Module):
-    """torchlip's HouseHolder as rotation, sort, rotation back, for pairs (i, i + C/2).
+def householder(layer: nn.Module) -> nn.Module:
+    """torchlip's HouseHolder, pairs (i, i + C/2), as lipdeploy's operator.
 
-    It reflects a pair (a, b) across the line at angle θ/2 when the pair lies below it. Sorting does that for the line
-    at π/4, so a rotation by π/4 − θ/2 before and its inverse after make one out of the other. This form is continuous
-    (torchlip's two branches jump across the line once sines and cosines are rounded), and each step has norm 1 up to
-    the rounding of the rotation, whose entries are computed in float64 and rounded once.
+    Its two branches jump across their line once sines and cosines are rounded; the operator is continuous.
     """
-
-    rotation: Tensor
-    inverse: Tensor
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        theta = layer.theta.detach()  # type: ignore[operator]
-        angle = math.pi / 4 - theta.double() / 2
-        cosine, sine = torch.cos(angle), torch.sin(angle)
-        rows = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], 1)  # (C/2, 2, 2)
-        self.register_buffer("rotation", rows.reshape(-1, 2, 1).to(theta.dtype))
-        self.register_buffer("inverse", rows.transpose(1, 2).reshape(-1, 2, 1).to(theta.dtype))
-        self.sort = GroupSort(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, …) to the same shape: pairs side by side, one 2×2 grouped convolution each way."""
-        pairs = x.shape[1] // 2
-        interleaved = x.reshape(x.shape[0], 2, pairs, -1).transpose(1, 2).flatten(1, 2)
-        rotated = nn.functional.conv1d(interleaved, self.rotation, groups=pairs)
-        restored = nn.functional.conv1d(self.sort(rotated), self.inverse, groups=pairs)
-        return restored.reshape(x.shape[0], pairs, 2, -1).transpose(1, 2).reshape(x.shape)
+    return stored_reflections(layer.theta.detach())  # type: ignore[operator]
 
 
 class ChannelAffine(nn.Module):
@@ -100,7 +77,7 @@ def adaptive_l2_pool(layer: nn.Module) -> nn.Module:
 
 ADAPTERS: Mapping[tuple[str, str], Callable[[nn.Module], nn.Module]] = {
     **{("deel.torchlip", name): TorchlipGroupSort for name in ("GroupSort", "GroupSort2", "FullSort")},
-    ("deel.torchlip", "HouseHolder"): TorchlipHouseHolder,
+    ("deel.torchlip", "HouseHolder"): householder,
     ("deel.torchlip", "BatchLipNorm"): batch_lip_norm,
     ("deel.torchlip", "BatchCentering"): batch_lip_norm,
     ("deel.torchlip", "ScaledL2NormPool2d"): l2_pool,

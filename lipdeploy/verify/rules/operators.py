@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy as np
 from lipdeploy.ops import DOMAIN, OPERATORS
 from lipdeploy.verify.bound import ONE, Bound
 from lipdeploy.verify.graph import Call, Flow
-from lipdeploy.verify.norms import Norm, constant_norm, diagonal
+from lipdeploy.verify.norms import Gains, Norm, constant_norm, diagonal, per_norm
 from lipdeploy.verify.operator_norm.sums import Array, largest
 from lipdeploy.verify.rounding import add_up, div_up, fraction_up, mul_up
 from lipdeploy.verify.rules.registry import rule
 from lipdeploy.verify.step import Rounding, Step, one_lipschitz
+
+#: Above as many different pairs that may be the largest, their constant is rounded up roughly instead of exactly.
+MOST_EXACT_PAIRS = 4096
 
 
 def _attributes(call: Call) -> dict[str, int | float]:
@@ -112,3 +116,95 @@ def _spline_rounding(coefficients: Array, lower: float, spacing: float, slope: B
         underflow=add_up(2.0, mul_up(2.0, inverse)),
         peak=(growth, peak_offset),
     )
+
+
+@rule("Householder", attributes=("axis", "layout"), inputs=3, domain=DOMAIN)
+def householder(call: Call) -> Step:
+    """The larger norm of the two linear pieces I and I − 2vvᵀ, v = (s, −c), over all pairs (docs/mathematics.md, S5).
+
+    The pieces meet where a·s = b·c, so the map is continuous and no chord is stretched more than by one of them. It
+    maps zero to zero.
+    """
+    flow, attributes = call.flow(0), _attributes(call)
+    axis = _channel_axis(call, flow, attributes["axis"])
+    pairs = _angles(call, flow.shape[axis - 1])
+    if not len(pairs):
+        return one_lipschitz(flow.shape, "reflections")
+    return Step(flow.shape, (reflection_gains(pairs),), "reflections", rounding=_reflection_rounding(pairs))
+
+
+def _angles(call: Call, channels: int) -> Array:
+    """(pairs, 2): the stored s and c of each pair, equal rows once."""
+    angles = [call.required_constant(index).float64() for index in (1, 2)]
+    if channels % 2:
+        raise call.refuse("LIP002", f"{channels} channels do not form pairs")
+    for name, angle in zip(("sine", "cosine"), angles, strict=True):
+        if angle.shape != (channels // 2,):
+            raise call.refuse("LIP013", f"{name} of shape {list(angle.shape)} does not fit {channels // 2} pairs")
+    pairs = np.abs(np.stack(angles, axis=1))  # signs do not matter below
+    return np.unique(pairs, axis=0) if len(pairs) else pairs
+
+
+def reflection_gains(pairs: Array) -> Gains:
+    """max(1, |1 − 2(s² + c²)|) in ℓ2; in ℓ1 and ℓ∞ max(1, |1 − 2s²| + 2|sc|, |1 − 2c²| + 2|sc|).
+
+    I − 2vvᵀ is symmetric, with eigenvalues 1 and 1 − 2(s² + c²), and its rows are its columns. Rows sum to at most √2
+    times the ℓ2 norm, and to less for most angles. Exact rationals of the stored numbers, rounded up once.
+    """
+    s, c = pairs[:, 0], pairs[:, 1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares, cross = s * s + c * c, 2.0 * s * c
+        spectral = np.abs(1.0 - 2.0 * squares)
+        rows = np.maximum(np.abs(1.0 - 2.0 * s * s), np.abs(1.0 - 2.0 * c * c)) + cross
+    l2 = _largest_exactly(spectral, squares, pairs, _spectral)
+    linf = _largest_exactly(rows, squares, pairs, _row_sum)
+    return per_norm(linf, l2, linf)
+
+
+def _spectral(s: Fraction, c: Fraction) -> Fraction:
+    return abs(1 - 2 * (s * s + c * c))
+
+
+def _row_sum(s: Fraction, c: Fraction) -> Fraction:
+    return max(abs(1 - 2 * s * s), abs(1 - 2 * c * c)) + 2 * s * c
+
+
+def _largest_exactly(
+    rough: Array, squares: Array, pairs: Array, exactly: Callable[[Fraction, Fraction], Fraction]
+) -> Bound:
+    """The largest of 1 and exactly(s, c), where ``rough`` is the latter to within 2⁻⁴⁸·(1 + s² + c²).
+
+    Pairs whose rough value could be the largest are looked at exactly; if they are many, the rough one is raised.
+    """
+    if not np.all(np.isfinite(rough)) or not np.all(np.isfinite(squares)):
+        return Bound(math.inf)
+    slack = 2.0**-47 * (1.0 + squares)
+    threshold = float(np.max(rough - slack, initial=1.0))
+    near = pairs[rough + slack >= threshold]
+    if len(near) > MOST_EXACT_PAIRS:
+        return Bound(math.nextafter(max(1.0, float(np.max(rough + 2.0 * slack))), math.inf))
+    exact = (exactly(Fraction(float(s)), Fraction(float(c))) for s, c in near)
+    return Bound(fraction_up(max([Fraction(1), *exact])))
+
+
+def _reflection_rounding(pairs: Array) -> Rounding:
+    """|ŷ − y| ≤ γ₄·(I + 2|v||v|ᵀ)|x̂| + underflow, entry by entry (docs/mathematics.md, F5)."""
+    s, c = pairs[:, 0], pairs[:, 1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        most, both = np.maximum(s, c), s + c
+        rows = add_up(1.0, mul_up(2.0, _raised(most * both)))
+        l2 = add_up(1.0, mul_up(2.0, _raised(s * s + c * c)))
+    absolute = per_norm(Bound(rows), Bound(min(l2, rows)), Bound(rows))
+    # a·s, b·c, their difference and the doubled m stay below 2(|s| + |c|)·‖x̂‖∞, the result below rows·‖x̂‖∞.
+    growth = max(Bound(rows), Bound(mul_up(2.0, _raised(both))))
+    return Rounding(
+        terms=4,
+        gains=(absolute,),
+        underflow=add_up(4.0, mul_up(8.0, _raised(most))),
+        peak=(growth, Bound(0.0)),
+    )
+
+
+def _raised(values: Array) -> float:
+    """Upper bound of non-negative numbers that were computed with at most four roundings each."""
+    return add_up(mul_up(largest(values), 1.0 + 2.0**-49), 2.0**-1000)

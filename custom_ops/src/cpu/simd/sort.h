@@ -152,7 +152,7 @@ struct Sort {
     }
   }
 
-  // `count` >= L groups of Size, a power of two.
+  // `count` >= L groups of Size.
   template <int Size>
   __attribute__((noinline)) void one_after_the_other(const Bits* x, Bits* y, int64_t count) const {
     int64_t i = 0;
@@ -296,7 +296,7 @@ struct Sort {
       side_by_side_or_tiles<Size>(begin, end, tile);
       return true;
     }
-    if constexpr (Size > 1 && (Size & (Size - 1)) == 0) {
+    if constexpr (Size > 1) {
       if (call.shape.lanes == 1 && end - begin >= L) {
         one_after_the_other<Size>(call.x + begin * Size, call.y + begin * Size, end - begin);
         return true;
@@ -308,7 +308,10 @@ struct Sort {
   LIPDEPLOY_INLINE void columns(int64_t begin, int64_t end, V* tile) const {
     if (in_registers<2>(begin, end, tile) || in_registers<8>(begin, end, tile) || in_registers<4>(begin, end, tile) ||
         in_registers<1>(begin, end, tile) || in_registers<3>(begin, end, tile) || in_registers<5>(begin, end, tile) ||
-        in_registers<6>(begin, end, tile) || in_registers<16>(begin, end, tile))
+        in_registers<6>(begin, end, tile) || in_registers<16>(begin, end, tile) || in_registers<7>(begin, end, tile) ||
+        in_registers<9>(begin, end, tile) || in_registers<10>(begin, end, tile) || in_registers<11>(begin, end, tile) ||
+        in_registers<12>(begin, end, tile) || in_registers<13>(begin, end, tile) || in_registers<14>(begin, end, tile) ||
+        in_registers<15>(begin, end, tile))
       return;
     const int64_t lanes = call.shape.lanes;
     for (int64_t column = begin; column < end;) {

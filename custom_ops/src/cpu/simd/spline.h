@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../dispatch.h"
-#include "vector.h"
+#include "numbers.h"
 
 namespace lipdeploy::LIPDEPLOY_ISA {
 
@@ -16,64 +16,26 @@ constexpr int kMostTableVectors = 0;
 #endif
 
 template <class Element>
-struct SplineVector {
-  using Bits = typename Element::Bits;
-  using Work = typename Element::Work;
-  using Integer = typename std::conditional<sizeof(Work) == 8, int64_t, int32_t>::type;
-  static constexpr int L = LIPDEPLOY_VECTOR_BYTES / sizeof(Work);
-  using B = Vector<Bits, L>;      // as stored
-  using W = Vector<Work, L>;      // as computed
-  using I = Vector<Integer, L>;   // bits of W
-  using K = Vector<int32_t, L>;   // numbers of intervals
-
-  static LIPDEPLOY_INLINE W widen(B bits) {
-    if constexpr (sizeof(Bits) == sizeof(Work)) {
-      return (W)bits;
-    } else if constexpr (Element::kInfinity == BFloat16::kInfinity) {
-      return (W)(__builtin_convertvector(bits, I) << 16);
-    } else {
-#if defined(__AVX512F__)
-      return (W)_mm512_cvtph_ps((__m256i)bits);
-#elif defined(__F16C__)
-      return (W)_mm256_cvtph_ps((__m128i)bits);
-#else
-      W w;
-      for (int i = 0; i < L; ++i) w[i] = Element::widen(bits[i]);
-      return w;
-#endif
-    }
-  }
-
-  static LIPDEPLOY_INLINE B narrow(W w) {
-    if constexpr (sizeof(Bits) == sizeof(Work)) {
-      return (B)(w == w ? (I)w : I{} + static_cast<Integer>(Element::kQuietNaN));
-    } else if constexpr (Element::kInfinity == BFloat16::kInfinity) {
-      // Unsigned, as in element.h: the carry into the sign of the largest NaNs is then no overflow.
-      using U = Vector<uint32_t, L>;
-      const U bits = (U)w;
-      const I rounded = (I)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-      return __builtin_convertvector(w == w ? rounded : I{} + static_cast<Integer>(Element::kQuietNaN), B);
-    } else {
-#if defined(__F16C__)
-      const I canonical = w == w ? (I)w : I{} + static_cast<Integer>(Float32::kQuietNaN);
-#if defined(__AVX512F__)
-      return (B)_mm512_cvtps_ph((__m512)canonical, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-      return (B)_mm256_cvtps_ph((__m256)canonical, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#endif
-#else
-      B bits;
-      for (int i = 0; i < L; ++i) bits[i] = Element::narrow(w[i]);
-      return bits;
-#endif
-    }
-  }
+struct SplineVector : Numbers<Element> {
+  using Base = Numbers<Element>;
+  using Base::L;
+  using typename Base::B;
+  using typename Base::Bits;
+  using typename Base::I;
+  using typename Base::K;
+  using typename Base::W;
+  using typename Base::Work;
 
   W lower, h, last;
 
   // Clamped while floating; the comparison sends NaN to 0. Truncation is floor for what is left, which is >= 0.
   LIPDEPLOY_INLINE K interval(W x) const {
     const W position = (x - lower) / h;
+#if defined(__AVX512F__)
+    // Of a NaN and a number, these two return the second.
+    if constexpr (sizeof(Work) == 4)
+      return (K)_mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps((__m512)position, (__m512)W{}), (__m512)last));
+#endif
     const W above = position > 0 ? position : W{};
     return __builtin_convertvector(above < last ? above : last, K);
   }
@@ -82,6 +44,14 @@ struct SplineVector {
     const W step = __builtin_convertvector(interval, W) * h;
     const W offset = x - (lower + step);
     // Infinity times a flat interval's 0 counts as 0.
+#if defined(__AVX512DQ__)
+    if constexpr (sizeof(Work) == 4) {
+      constexpr int kInfinities = 0x18;
+      const __mmask16 flat = _mm512_cmp_ps_mask((__m512)rise, (__m512)W{}, _CMP_EQ_OQ);
+      const __mmask16 flat_end = _mm512_mask_fpclass_ps_mask(flat, (__m512)offset, kInfinities);
+      return left + (W)_mm512_maskz_mul_ps(_knot_mask16(flat_end), (__m512)offset, (__m512)rise) / h;
+    }
+#endif
     const I flat_end = (I)((rise == 0) & ((offset > kLargest<Work>) | (offset < -kLargest<Work>)));
     const W product = (W)(~flat_end & (I)(offset * rise));
     return left + product / h;
@@ -133,13 +103,13 @@ struct Spline {
   }
 
   template <int Count>
-  __attribute__((noinline)) void permute(const Work* pairs, const Bits* x, Bits* y, int64_t count) const {
+  __attribute__((noinline)) void permute(const Work* values, const Bits* x, Bits* y, int64_t count) const {
     const int64_t intervals = call.shape.knots - 1;
     TableInRegisters<Element, Count> left{}, rise{};
     alignas(64) Work table[2][Count * L] = {};
     for (int64_t k = 0; k < intervals; ++k) {
-      table[0][k] = pairs[2 * k];
-      table[1][k] = pairs[2 * k + 1];
+      table[0][k] = values[k];
+      table[1][k] = values[k + 1] - values[k];
     }
     for (int i = 0; i < Count; ++i) {
       left.entries[i] = load<W>(table[0] + i * L);
@@ -159,27 +129,27 @@ struct Spline {
     __builtin_memcpy(y, few, count * sizeof(Bits));
   }
 
-  LIPDEPLOY_INLINE bool permuted(const Work* pairs, const Bits* x, Bits* y, int64_t count) const {
+  LIPDEPLOY_INLINE bool permuted(const Work* values, const Bits* x, Bits* y, int64_t count) const {
     const int64_t intervals = call.shape.knots - 1, vectors = (intervals - 1) / L + 1;
     // Filling the registers must pay.
     if (count < 2 * intervals) return false;
     constexpr int kMost = kMostTableVectors<Work>;
     if constexpr (kMost >= 1) {
-      if (vectors == 1) return permute<1>(pairs, x, y, count), true;
+      if (vectors == 1) return permute<1>(values, x, y, count), true;
     }
     if constexpr (kMost >= 2) {
-      if (vectors == 2) return permute<2>(pairs, x, y, count), true;
+      if (vectors == 2) return permute<2>(values, x, y, count), true;
     }
     if constexpr (kMost >= 4) {
-      if (vectors <= 4) return permute<4>(pairs, x, y, count), true;
+      if (vectors <= 4) return permute<4>(values, x, y, count), true;
     }
     return false;
   }
 
-  // ---- any table: the two numbers of an interval lie side by side and are fetched as one
+  // ---- any table: the two ends of an interval lie side by side and are fetched as one
 
   template <bool Stream>
-  LIPDEPLOY_INLINE void fetch_chunk(const Work* pairs, const int32_t* starts, const Bits* x, Bits* y, int count) const {
+  LIPDEPLOY_INLINE void fetch_chunk(const Work* values, const int32_t* starts, const Bits* x, Bits* y, int count) const {
     alignas(64) int32_t intervals[kChunk], places[kChunk];
     alignas(64) Work fetched[2 * kChunk];
     for (int i = 0; i < count; i += L) {
@@ -189,27 +159,27 @@ struct Spline {
     }
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i)
-      __builtin_memcpy(fetched + 2 * i, pairs + 2 * int64_t{places[i]}, 2 * sizeof(Work));
+      __builtin_memcpy(fetched + 2 * i, values + places[i], 2 * sizeof(Work));
     using Pick = Shuffle<W, L>;
     for (int i = 0; i < count; i += L) {
       const W first = load<W>(fetched + 2 * i), second = load<W>(fetched + 2 * i + L);
       const W left = Pick::even(first, second, typename Pick::All());
-      const W rise = Pick::odd(first, second, typename Pick::All());
+      const W rise = Pick::odd(first, second, typename Pick::All()) - left;
       const W wide = S::widen(load<B>(x + i));
       store<Stream>(y + i, S::narrow(vector.value(wide, load<K>(intervals + i), left, rise)));
     }
   }
 
-  __attribute__((noinline)) void fetch(const Work* pairs, const int32_t* starts, const Bits* x, Bits* y,
+  __attribute__((noinline)) void fetch(const Work* values, const int32_t* starts, const Bits* x, Bits* y,
                                        int64_t count) const {
     constexpr bool kMayStream = sizeof(B) >= 16;
     int64_t i = 0;
     if (kMayStream && call.stream && aligned_for<B>(y)) {
       for (; i + kChunk <= count; i += kChunk)
-        fetch_chunk<kMayStream>(pairs, starts == nullptr ? nullptr : starts + i, x + i, y + i, kChunk);
+        fetch_chunk<kMayStream>(values, starts == nullptr ? nullptr : starts + i, x + i, y + i, kChunk);
     } else {
       for (; i + kChunk <= count; i += kChunk)
-        fetch_chunk<false>(pairs, starts == nullptr ? nullptr : starts + i, x + i, y + i, kChunk);
+        fetch_chunk<false>(values, starts == nullptr ? nullptr : starts + i, x + i, y + i, kChunk);
     }
     if (i == count) return;
     const int rest = static_cast<int>(count - i), whole = (rest + L - 1) / L * L;
@@ -217,23 +187,22 @@ struct Spline {
     int32_t some_starts[kChunk] = {};
     __builtin_memcpy(some, x + i, rest * sizeof(Bits));
     if (starts != nullptr) __builtin_memcpy(some_starts, starts + i, rest * sizeof(int32_t));
-    fetch_chunk<false>(pairs, starts == nullptr ? nullptr : some_starts, some, some, whole);
+    fetch_chunk<false>(values, starts == nullptr ? nullptr : some_starts, some, some, whole);
     __builtin_memcpy(y + i, some, rest * sizeof(Bits));
   }
 
   LIPDEPLOY_INLINE void elements(int64_t begin, int64_t end) const {
     const LinearSplineShape& shape = call.shape;
-    const int64_t intervals = shape.knots - 1;
     const bool one_row = shape.rows == 1, short_stretches = !one_row && call.starts != nullptr;
     const int64_t stretch = one_row ? shape.elements() : short_stretches ? call.period : shape.inner;
     for (int64_t i = begin; i < end;) {
       const int64_t here = stretch - i % stretch, count = here < end - i ? here : end - i;
       const int64_t channel = one_row || short_stretches ? 0 : i / shape.inner % shape.channels;
-      const Work* pairs = call.pairs + 2 * channel * intervals;
+      const Work* values = call.values + channel * shape.knots;
       if (short_stretches) {
-        fetch(pairs, call.starts + i % stretch, call.x + i, call.y + i, count);
-      } else if (!permuted(pairs, call.x + i, call.y + i, count)) {
-        fetch(pairs, nullptr, call.x + i, call.y + i, count);
+        fetch(values, call.starts + i % stretch, call.x + i, call.y + i, count);
+      } else if (!permuted(values, call.x + i, call.y + i, count)) {
+        fetch(values, nullptr, call.x + i, call.y + i, count);
       }
       i += count;
     }
@@ -244,7 +213,8 @@ template <class Element>
 void spline_elements(const SplineCall<Element>& call, int64_t begin, int64_t end) {
   using W = typename SplineVector<Element>::W;
   using Work = typename Element::Work;
-  const SplineVector<Element> vector{W{} + static_cast<Work>(call.shape.lower),
+  const SplineVector<Element> vector{{},
+                                     W{} + static_cast<Work>(call.shape.lower),
                                      W{} + static_cast<Work>(call.shape.knot_spacing),
                                      W{} + static_cast<Work>(call.shape.knots - 2)};
   Spline<Element>{call, vector}.elements(begin, end);

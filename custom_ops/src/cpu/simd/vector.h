@@ -141,15 +141,64 @@ LIPDEPLOY_INLINE void gather_step(V* rows) {
   for (int i = 0; i < Rows; ++i) rows[i] = gathered[i];
 }
 
+// Any number of rows, one output vector after the other: where its numbers lie in row Source, choose them.
+// Output Rank of `Lanes` groups of `Rows`: number w comes from position w·Rows + Rank of the long row.
+template <class V, int Lanes, int Rows>
+struct Transposition {
+  template <int Rank, int Source, size_t... I>
+  static LIPDEPLOY_INLINE V take_rank(V so_far, V row, std::index_sequence<I...>) {
+    return __builtin_shufflevector(so_far, row, pick(static_cast<int>(I), static_cast<int>(I) * Rows + Rank, Source)...);
+  }
+  // The inverse: number i of row Row comes from place (Row·Lanes + i) / Rows of rank (Row·Lanes + i) % Rows.
+  template <int Row, int Rank, size_t... I>
+  static LIPDEPLOY_INLINE V take_row(V so_far, V rank, std::index_sequence<I...>) {
+    return __builtin_shufflevector(so_far, rank, from_rank(static_cast<int>(I), Row * Lanes + static_cast<int>(I), Rank)...);
+  }
+  static constexpr int pick(int i, int position, int source) {
+    return position / Lanes == source ? Lanes + position % Lanes : i;
+  }
+  static constexpr int from_rank(int i, int position, int rank) {
+    return position % Rows == rank ? Lanes + position / Rows : i;
+  }
+  using All = std::make_index_sequence<static_cast<size_t>(Lanes)>;
+
+  template <int Rank, size_t... Source>
+  static LIPDEPLOY_INLINE V rank(const V* rows, std::index_sequence<Source...>) {
+    V v{};
+    ((v = take_rank<Rank, static_cast<int>(Source)>(v, rows[Source], All())), ...);
+    return v;
+  }
+  template <int Row, size_t... Rank>
+  static LIPDEPLOY_INLINE V row(const V* ranks, std::index_sequence<Rank...>) {
+    V v{};
+    ((v = take_row<Row, static_cast<int>(Rank)>(v, ranks[Rank], All())), ...);
+    return v;
+  }
+  template <size_t... Rank>
+  static LIPDEPLOY_INLINE void to_ranks(V* rows, std::index_sequence<Rank...> all) {
+    const V ranks[] = {rank<static_cast<int>(Rank)>(rows, all)...};
+    ((rows[Rank] = ranks[Rank]), ...);
+  }
+  template <size_t... Row>
+  static LIPDEPLOY_INLINE void to_rows(V* ranks, std::index_sequence<Row...> all) {
+    const V rows[] = {row<static_cast<int>(Row)>(ranks, all)...};
+    ((ranks[Row] = rows[Row]), ...);
+  }
+};
+
 // From `Lanes` groups of `Rows` numbers each, one after the other, to one vector for each rank, and back.
 template <class V, int Lanes, int Rows>
 LIPDEPLOY_INLINE void groups_to_ranks(V* rows) {
+  if constexpr ((Rows & (Rows - 1)) != 0)
+    return Transposition<V, Lanes, Rows>::to_ranks(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
 #pragma GCC unroll 8
   for (int n = 1; n < Rows; n *= 2) deal_step<V, Lanes, Rows>(rows);
 }
 
 template <class V, int Lanes, int Rows>
 LIPDEPLOY_INLINE void ranks_to_groups(V* rows) {
+  if constexpr ((Rows & (Rows - 1)) != 0)
+    return Transposition<V, Lanes, Rows>::to_rows(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
 #pragma GCC unroll 8
   for (int n = 1; n < Rows; n *= 2) gather_step<V, Lanes, Rows>(rows);
 }

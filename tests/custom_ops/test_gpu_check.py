@@ -1,0 +1,115 @@
+"""tools/gpu_check.py without a GPU: its cases run on the emulated kernels, and it says that it measured nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tools" / "gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def gpu_check() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """The host's memory as the device."""
+
+    suffix: str = "emulated"
+
+    def put(self, data: np.ndarray, shift: int = 0) -> np.ndarray:
+        room = np.zeros(data.nbytes + shift + 64, np.uint8)
+        start = -room.ctypes.data % 16 + shift
+        room[start : start + data.nbytes] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        return room[start : start + data.nbytes]
+
+    def pointer(self, memory: np.ndarray) -> int:
+        return memory.ctypes.data
+
+    def get(self, memory: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return memory.view(like.dtype).reshape(like.shape)
+
+    def stream(self) -> int:
+        return 0
+
+
+def test_every_case_is_equal_under_the_emulator(gpu_check: ModuleType, emulated_library: Path) -> None:
+    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), Emulated())
+    cases = list(gpu_check.check_cases())
+    assert {case.op for case in cases} == set(gpu_check.ENTRY)
+    small = [case for case in cases if np.prod(case.shape) <= 5000 and dict(case.attributes).get("group_size") != 1024]
+    assert len(small) > len(cases) / 2  # fibers take turns: larger ones are left to tests/custom_ops/test_kernels.py
+    assert list(gpu_check.check(kernels, small)) == []
+
+
+def test_a_wrong_kernel_is_found(gpu_check: ModuleType, emulated_library: Path) -> None:
+    """Sorting downwards in place of upwards must not pass."""
+
+    class Wrong(gpu_check.Case):  # type: ignore[misc, name-defined]
+        def arguments(self, constants: list[Any]) -> list[Any]:
+            return [*super().arguments(constants)[:-1], ctypes.c_int64(1)]
+
+    case = gpu_check.sort_case((4, 8), 4)
+    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), Emulated())
+    found = list(gpu_check.check(kernels, [Wrong(case.op, case.shape, case.attributes)]))
+    assert len(found) == 2 * len(gpu_check.TYPES)
+    assert "elements differ" in found[0][2]
+
+
+def test_its_bfloat16_is_bfloat16(gpu_check: ModuleType) -> None:
+    kind = next(kind for kind in gpu_check.TYPES if kind.name == "bf16")
+    every = np.arange(2**16, dtype=np.uint16)
+    np.testing.assert_array_equal(kind.decode(every), every.view(ml_dtypes.bfloat16).astype(np.float32))
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2**32, 100000, dtype=np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        want = x.astype(ml_dtypes.bfloat16)
+    same = kind.encode(x) == want.view(np.uint16)
+    assert (same | np.isnan(x)).all()
+    assert (kind.encode(x)[np.isnan(x)] == 0x7FC0).all()
+
+
+def test_says_that_nothing_was_measured(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    code = (
+        "import sys, torch; torch.cuda.is_available = lambda: False; sys.argv = sys.argv[1:]; "
+        "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(SCRIPT), "--output", str(page)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == "not measured: PyTorch finds no CUDA device on this machine\n"
+    assert "Not measured" in page.read_text()
+    page.write_text("measured before")
+    subprocess.run(command, capture_output=True, check=False)
+    assert page.read_text() == "measured before"
+
+
+def test_runs_where_onnx_is_not_installed(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, sys; real = u.find_spec; "
+        "u.find_spec = lambda name, *rest: None if name.split('.')[0] in ('onnx', 'torch') else real(name, *rest); "
+        "sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(SCRIPT), "--output", str(tmp_path / "page.md")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stderr
+    assert run.stdout.startswith("not measured: PyTorch is not installed")

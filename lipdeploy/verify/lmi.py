@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.verify.bound import Bound
-from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting
+from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting, parts_of
 from lipdeploy.verify.operator_norm.psd import BLOCK, ProofFailed, largest_eigenvalue_up, mirror_lower, residual_up
 from lipdeploy.verify.operator_norm.sums import Array, square_sum
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, add_up, gamma_up, mul_up, sqrt_up
@@ -37,13 +37,22 @@ class Certified:
 
 def multiplier_count(activation: Activation) -> int:
     """How many multipliers an activation takes: one per neuron that bends, one per sorted group."""
-    return len(activation.groups) if isinstance(activation, Sorting) else int(np.count_nonzero(_halves(activation)[1]))
+    return sum(_bends_of(part)[0] for part, _ in parts_of(activation))
 
 
-def entries_per_multiplier(activation: Activation) -> int:
-    """Entries of e that share one multiplier: 1 for neurons and sorted pairs, s for groups of s > 2."""
-    size = activation.groups.shape[1] if isinstance(activation, Sorting) else 1
-    return size if size > 2 else 1
+def entry_multipliers(activation: Activation, tau: Array) -> Array:
+    """The multiplier of every entry of e: neurons and sorted pairs have one entry each, a group of s > 2 has s."""
+    counts = [_bends_of(part) for part, _ in parts_of(activation)]
+    pieces = np.split(tau, np.cumsum([count for count, _ in counts])[:-1])
+    return np.concatenate([np.repeat(piece, repeat) for piece, (_, repeat) in zip(pieces, counts, strict=True)])
+
+
+def _bends_of(part: Slopes | Sorting) -> tuple[int, int]:
+    """(multipliers, entries of e for each)."""
+    if isinstance(part, Slopes):
+        return int(np.count_nonzero(_halves(part)[1])), 1
+    size = part.groups.shape[1]
+    return len(part.groups), size if size > 2 else 1
 
 
 def certify(chain: Chain, multipliers: Sequence[Array], rho: float | None = None) -> Certified | None:
@@ -59,7 +68,7 @@ def certify(chain: Chain, multipliers: Sequence[Array], rho: float | None = None
             state: _State | None = _start(chain)
             for layer, tau in enumerate(multipliers):
                 state = None if state is None else _advance(state, chain, layer, tau)
-            return None if state is None else _conclusion(state, rho)
+            return None if state is None else _conclusion(state, rho, chain.front)
     except (ProofFailed, np.linalg.LinAlgError):
         return None
 
@@ -72,7 +81,8 @@ def _acceptable(chain: Chain, multipliers: Sequence[Array]) -> bool:
             return False
         if not _in_range(tau):
             return False
-    slopes = [part for a in chain.activations if isinstance(a, Slopes) for part in _halves(a)]
+    parts = [part for activation in chain.activations for part, _ in parts_of(activation)]
+    slopes = [half for part in parts if isinstance(part, Slopes) for half in _halves(part)]
     return all(_in_range(np.abs(matrix)) for matrix in (*chain.weights, *slopes))
 
 
@@ -100,7 +110,7 @@ def _start(chain: Chain) -> _State:
 def _advance(state: _State, chain: Chain, layer: int, tau: Array) -> _State | None:
     """One step of lemma M2: from Y to the Y' of the next layer's pre-activations."""
     activation, weight = chain.activations[layer], chain.weights[layer + 1]
-    tau = np.repeat(tau, entries_per_multiplier(activation))
+    tau = entry_multipliers(activation, tau)
     inner = _powers_of_two(np.where(tau > 0.0, 1.0 / np.sqrt(np.where(tau > 0.0, tau, 1.0)), 1.0))
     through, through_error, bend, bend_error = _split(activation, weight)
     through, through_error = through / state.scale, through_error / state.scale
@@ -191,8 +201,8 @@ def _eliminate(system: _System, error: float) -> Array | None:
     return None
 
 
-def _conclusion(state: _State, rho: float | None) -> Certified | None:
-    """ρ = λ_max(Y_L); for a pair, (e_i − e_j)ᵀY_L(e_i − e_j)."""
+def _conclusion(state: _State, rho: float | None, front: Bound) -> Certified | None:
+    """ρ = λ_max(Y_L); for a pair, (e_i − e_j)ᵀY_L(e_i − e_j); both for the chain alone, then times ``front``."""
     top = _largest_eigenvalue(state.reach)
     if top is None:
         return None
@@ -203,8 +213,10 @@ def _conclusion(state: _State, rho: float | None) -> Certified | None:
     sums = diagonal[:, None] + diagonal[None, :]
     squares = sums - 2.0 * state.reach + 4 * UNIT_ROUNDOFF * (np.abs(sums) + 2.0 * np.abs(state.reach)) + TINY
     pairwise = np.nextafter(np.sqrt(np.maximum(squares * (1.0 + 4 * UNIT_ROUNDOFF), 0.0)), math.inf) * inverse
+    if front.value != 1.0:
+        pairwise = np.nextafter(pairwise * front.value, math.inf)
     np.fill_diagonal(pairwise, 0.0)
-    return Certified(Bound(mul_up(sqrt_up(top), inverse)), pairwise)
+    return Certified(Bound(mul_up(sqrt_up(top), inverse)) * front, pairwise)
 
 
 def _largest_eigenvalue(matrix: Array) -> float | None:
@@ -226,6 +238,12 @@ def _halves(activation: Slopes) -> tuple[Array, Array]:
 
 def _split(activation: Activation, weight: Array) -> tuple[Array, Array, Array, Array]:
     """W'σ(v) = Lv + Fe with |e_k| ≤ |(Qv)_k| (in groups: ‖e_g‖ ≤ ‖(Qv)_g‖), lemma M3: L, error, F, error."""
+    pieces = [_split_part(part, weight[:, entries]) for part, entries in parts_of(activation)]
+    through, through_error, bend, bend_error = (np.concatenate(p, axis=1) for p in zip(*pieces, strict=True))
+    return through, through_error, bend, bend_error
+
+
+def _split_part(activation: Slopes | Sorting, weight: Array) -> tuple[Array, Array, Array, Array]:
     if isinstance(activation, Slopes):
         middle, radius = _halves(activation)
         bends = radius > 0.0
@@ -251,9 +269,15 @@ def _drive(activation: Activation, rows: Array, error: Array, outer: Array, inne
     (Qv)_k = v_k for slopes, v_p − v_q for a sorted pair, s·v_i − Σv for the entries of a larger group.
     """
     rows, error = rows / outer[:, None], error / outer[:, None]
+    pieces = [_drive_part(part, rows[entries], error[entries]) for part, entries in parts_of(activation)]
+    driven, spread = (np.concatenate(p) for p in zip(*pieces, strict=True))
+    return driven * inner[:, None], spread * inner[:, None]
+
+
+def _drive_part(activation: Slopes | Sorting, rows: Array, error: Array) -> tuple[Array, Array]:
     if isinstance(activation, Slopes):
         bends = _halves(activation)[1] > 0.0
-        return rows[bends] * inner[:, None], error[bends] * inner[:, None]
+        return rows[bends], error[bends]
     groups, size = activation.groups, activation.groups.shape[1]
     values, errors = rows[groups], error[groups] + gamma_up(2 * size + 2) * np.abs(rows[groups])
     if size == 2:
@@ -261,7 +285,7 @@ def _drive(activation: Activation, rows: Array, error: Array, outer: Array, inne
     else:
         driven = (size * values - values.sum(axis=1, keepdims=True)).reshape(-1, rows.shape[1])
         spread = (size * errors + errors.sum(axis=1, keepdims=True)).reshape(-1, rows.shape[1])
-    return driven * inner[:, None], spread * inner[:, None] * (1.0 + gamma_up(4 * size + 8))
+    return driven, spread * (1.0 + gamma_up(4 * size + 8))
 
 
 def _product(left: Array, right: Array) -> Array:

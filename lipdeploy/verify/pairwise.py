@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.verify.bound import Bound
+from lipdeploy.verify.collapse import Collapsed
 from lipdeploy.verify.graph import Call, Constant, Flow, Value
 from lipdeploy.verify.norms import Norm
 from lipdeploy.verify.operator_norm.sums import Array, inflate_array, square_sums
@@ -23,7 +24,7 @@ MOST_CLASSES = 4096  # above it the output is taken for a vector, not for class 
 
 
 def pair_bounds(
-    output: Flow, name: str, calls: Sequence[Call], values: Mapping[str, Value]
+    output: Flow, name: str, calls: Sequence[Call], values: Mapping[str, Value], collapsed: Collapsed | None = None
 ) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """(classes, classes) upper bounds with a zero diagonal; ``None`` unless the output is a row of 2 … 4096 scores."""
     if len(output.shape) != 1 or not 2 <= output.shape[0] <= MOST_CLASSES:
@@ -33,18 +34,25 @@ def pair_bounds(
     pairs = np.full((classes, classes), best.value)
     np.fill_diagonal(pairs, 0.0)
     last = _last_linear(name, {out: call for call in calls for out in call.output_names}, values)
-    if last is None or len(last[0]) != classes or classes * last[0].size > WORK_LIMIT:
-        return pairs
-    weight, body = last
-    for row in range(classes):
-        differences = weight - weight[row]
-        for norm, bound in body.lipschitz.items():
-            lengths = _dual_norms(differences, norm)
-            upper = np.where(lengths > 0.0, np.nextafter(lengths * bound.value, np.inf), 0.0)
-            pairs[row] = np.minimum(pairs[row], upper)
+    if last is not None and len(last[0]) == classes and classes * last[0].size <= WORK_LIMIT:
+        _tighten(pairs, last[0], None, last[1])
+    if collapsed is not None and classes * collapsed.matrix.size <= WORK_LIMIT:
+        _tighten(pairs, collapsed.matrix, collapsed.error, collapsed.source)
     pairs = np.asarray(np.maximum(pairs, pairs.T), dtype=np.float64)
     np.fill_diagonal(pairs, 0.0)
     return pairs
+
+
+def _tighten(pairs: Array, weight: Array, error: Array | None, body: Flow) -> None:
+    """Lower the rows of ``pairs`` to what ‖w_i − w_j‖ proves; ``error`` bounds the entries of weight − exact."""
+    for row in range(len(pairs)):
+        differences = weight - weight[row]
+        for norm, bound in body.lipschitz.items():
+            lengths = _dual_norms(differences, norm)
+            if error is not None:
+                lengths = np.nextafter(lengths + _dual_norms(error + error[row], norm), np.inf)
+            upper = np.where(lengths > 0.0, np.nextafter(lengths * bound.value, np.inf), 0.0)
+            pairs[row] = np.minimum(pairs[row], upper)
 
 
 def _last_linear(name: str, producers: Mapping[str, Call], values: Mapping[str, Value]) -> tuple[Array, Flow] | None:

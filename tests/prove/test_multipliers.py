@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from lipdeploy.errors import InputError
 from lipdeploy.ops import attach_functions
-from lipdeploy.prove.multipliers import _Problem, find, find_multipliers
+from lipdeploy.prove.multipliers import find, find_multipliers
+from lipdeploy.prove.recursion import Problem
 from lipdeploy.verify import verify
 from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting
 from lipdeploy.verify.lmi import certify
@@ -61,9 +62,9 @@ def test_gains_on_the_gaussian_network_of_the_contract(kind: Callable[[int], Act
 
 @pytest.mark.parametrize("kind", [relu, absolute, sorting(2), sorting(4)])
 def test_the_gradient_is_that_of_finite_differences(kind: Callable[[int], Activation]) -> None:
-    problem = _Problem(chain((6, 8, 8, 3), kind, 3))
+    problem = Problem(chain((6, 8, 8, 3), kind, 3))
     rng = np.random.default_rng(0)
-    point = problem.closed_forms((1.3,)) + rng.uniform(0.3, 0.6, sum(problem.counts))
+    point = np.log(problem.greedy("even", 1.0)) + rng.uniform(-0.1, 0.1, problem.size)
     value = problem.value(point, 16.0, 0.01)
     assert value is not None
     for index in range(len(point)):
@@ -77,9 +78,9 @@ def test_the_gradient_is_that_of_finite_differences(kind: Callable[[int], Activa
 
 def test_the_bound_is_convex_in_the_reciprocals() -> None:
     """Midpoints of 1/τ never lie above the chord: no bad local minima."""
-    problem = _Problem(chain((5, 6, 6, 3), sorting(2), 1))
+    problem = Problem(chain((5, 6, 6, 3), sorting(2), 1))
     rng = np.random.default_rng(1)
-    start = problem.closed_forms((2.0,))
+    start = np.log(problem.greedy("even", 3.0))
     for _ in range(20):
         first, second = (start + rng.uniform(0.0, 1.0, len(start)) for _ in range(2))
         middle = -np.log((np.exp(-first) + np.exp(-second)) / 2)
@@ -173,7 +174,7 @@ def test_a_limit_is_judged_by_the_tighter_bound() -> None:
 def test_a_graph_that_is_no_chain_has_no_hints() -> None:
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3])
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3])
-    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Add", ["x", "h"], ["y"])]
+    nodes = [helper.make_node("Clip", ["x"], ["h"]), helper.make_node("Add", ["x", "h"], ["y"])]
     graph = helper.make_graph(nodes, "g", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     assert find(model.SerializeToString()) is None
@@ -224,3 +225,38 @@ def test_weights_beyond_the_range_of_the_proof_are_left_to_the_product() -> None
     verdict = verify(tiny, method="best", hints=find(tiny, seconds=0.5))
     assert verdict.status == "verified" and verdict.lipschitz_bound is not None
     assert verdict.lipschitz_bound.value <= 1e-59
+
+
+@pytest.mark.parametrize("kind", [relu, sorting(2)])
+def test_the_budget_is_kept_and_a_search_that_gains_nothing_ends_early(kind: Callable[[int], Activation]) -> None:
+    """Seconds on the clock: a budget of one, then one that the search does not need."""
+    net = chain((64, 160, 160, 10), kind, 3)
+    hasty = find_multipliers(net, 1.0)
+    assert hasty.seconds <= 4.0  # the machine may be busy; without a budget it runs far longer
+    patient = find_multipliers(net, 600.0)
+    assert patient.seconds < 120.0 and patient.rho <= hasty.rho * (1 + 1e-9)
+    again = find_multipliers(net, 1200.0)
+    assert again.iterations == patient.iterations and again.rho == patient.rho  # it ended by itself
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 4, 16, 3), (12, 6, 6, 12, 2), (5, 10, 20, 10, 1)])
+@pytest.mark.parametrize("kind", [relu, absolute, sorting(2)])
+def test_the_search_over_smaller_states_means_the_same_numbers(
+    kind: Callable[[int], Activation], sizes: tuple[int, ...]
+) -> None:
+    """What the recursion says about multipliers is what the checker proves, for layers that widen and narrow."""
+    net = chain(sizes, kind, 4)
+    problem = Problem(net)
+    point = np.log(problem.greedy("even", 1.0))
+    value = problem.value(point, 64.0, 0.0)
+    certified = certify(net, problem.split(np.exp(point)))
+    assert value is not None and certified is not None
+    assert certified.bound.value == pytest.approx(value.rho**0.5, rel=1e-9)
+
+
+def test_the_product_form_proves_the_product() -> None:
+    for kind in (relu, absolute, sorting(2), sorting(4)):
+        net = chain((9, 16, 8, 4), kind, 6)
+        problem = Problem(net)
+        certified = certify(net, problem.split(problem.product_form(1e-6)))
+        assert certified is not None and certified.bound.value <= 1 + 1e-4

@@ -1,7 +1,8 @@
 """Multiplier certificates against the product of norms, on one thread: ``python tools/bench/multipliers.py [SECONDS]``.
 
-Product: the verifier's own proven norms, with the largest slope of each activation. Certificate: what the verifier
-proves from the multipliers that the search found within SECONDS (20). Times are CPU seconds.
+Product: the verifier's own proven norms, with the largest slope of each activation (for graphs: the whole verifier
+without multipliers). Certificate: what the verifier proves from the multipliers that the search found within SECONDS
+(20). Times are CPU seconds.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
+from lipdeploy.ops import attach_functions
 from lipdeploy.prove.multipliers import find_multipliers
 from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting
+from lipdeploy.verify.check import prove
 from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.operator_norm import spectral_norm_up
 
@@ -93,14 +98,76 @@ def cases() -> Iterator[tuple[str, list[Matrix], str]]:
     yield "trained digits 64-128-128-10", trained(), "ReLU"
 
 
-def row(name: str, weights: list[Matrix], kind: str, seconds: float) -> str:
+def graphs() -> Iterator[tuple[str, str, onnx.ModelProto]]:
+    """Networks that are no plain chain of matrices: residuals, reflections, sorting in standard operators, a front."""
+    wide = dict(zip("ABC", gaussian((784, 256, 256, 10)), strict=True))
+    rng = np.random.default_rng(1)
+    angles = rng.uniform(0, 2 * np.pi, (2, 128))
+    turns = {f"{n}{k}": f(angles[k] / 2).astype(np.float32) for n, f in (("s", np.sin), ("c", np.cos)) for k in (0, 1)}
+    fold = "{h} = lipdeploy.Householder({v}, s{k}, c{k})"
+    yield "Gaussian 784-256-256-10", "Householder", graph(784, dense(fold), {**wide, **turns})
+    pairs = (
+        "p{k} = Reshape({v}, two) l{k} = ReduceMin<keepdims = 1>(p{k}, last) "
+        "u{k} = ReduceMax<keepdims = 1>(p{k}, last) "
+        "j{k} = Concat<axis = 2>(l{k}, u{k}) {h} = Reshape(j{k}, flat)"
+    )
+    shapes = {"two": np.array([0, 128, 2]), "last": np.array([2]), "flat": np.array([0, 256])}
+    yield "Gaussian 784-256-256-10", "GroupSort-2 in five nodes", graph(784, dense(pairs), {**wide, **shapes})
+    for kind in ("Relu", "lipdeploy.GroupSort"):
+        body, name, weights = "", "x", {}
+        for k in range(4):
+            weights[f"F{k}"], outer = gaussian((128, 256, 128))
+            weights[f"G{k}"] = (outer / 2).astype(np.float32)
+            body += f"v{k} = Gemm<transB = 1>({name}, F{k}) h{k} = {kind}(v{k}) r{k} = Gemm<transB = 1>(h{k}, G{k}) "
+            body += f"z{k} = Add({name}, r{k}) "
+            name = f"z{k}"
+        weights["H"] = gaussian((128, 10))[0]
+        label = f"4 blocks x + W₂σ(W₁x), 128-256-128, and 10, {kind.split('.')[-1]}"
+        yield label, "residual", graph(128, f"{body} y = Gemm<transB = 1>({name}, H)", weights)
+    kernels = {"K0": (8, 1, 3, 3), "K1": (16, 8, 3, 3)}
+    conv = {n: (rng.standard_normal(s) / np.sqrt(np.prod(s[1:]))).astype(np.float32) for n, s in kernels.items()}
+    conv.update(zip(("U", "H"), gaussian((256, 64, 10)), strict=True))
+    conv["flat"] = np.array([0, 256])
+    step = "Conv<strides = [2, 2], pads = [1, 1, 1, 1]>"
+    body = f"a = {step}(x, K0) b = Relu(a) c = {step}(b, K1) d = Relu(c) "
+    tail = "e = Reshape(d, flat) f = Gemm<transB = 1>(e, U) h = Relu(f) y = Gemm<transB = 1>(h, H)"
+    yield "2 strided convolutions on 16 × 16, 64, 10", "ReLU, written out", graph("1, 16, 16", body + tail, conv)
+    clipped, conv["zero"] = body.replace("Relu(c)", "Clip(c, zero)"), np.array(0.0, np.float32)
+    yield "the same, Clip for the second ReLU", "ReLU, dense end", graph("1, 16, 16", clipped + tail, conv)
+
+
+def dense(activation: str) -> str:
+    """784-256-256-10 with an activation written for value {v}, result {h} and number {k}."""
+    layers = (activation.format(v=f"v{k}", h=f"h{k}", k=k) for k in (0, 1))
+    one, two = layers
+    return f"v0 = Gemm<transB = 1>(x, A) {one} v1 = Gemm<transB = 1>(h0, B) {two} y = Gemm<transB = 1>(h1, C)"
+
+
+def graph(shape: int | str, body: str, stored: dict[str, np.ndarray]) -> onnx.ModelProto:
+    custom = "lipdeploy." in body
+    imports = '"": 20, "lipdeploy": 1' if custom else '"": 20'
+    text = f"<ir_version: 10, opset_import: [{imports}]> g (float[N, {shape}] x) => (float[N, 10] y) {{ {body} }}"
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
+    if custom:
+        attach_functions(model, {onnx.TensorProto.FLOAT})
+    return model
+
+
+def plain(weights: list[Matrix], kind: str) -> tuple[Chain, float]:
+    """(chain, product of norms) of a network of matrices."""
     exact = tuple(np.ascontiguousarray(w, dtype=np.float64) for w in weights)
     activations = tuple(KINDS[kind](len(w)) for w in exact[:-1])
-    chain = Chain(exact, activations)
     product = float(np.prod([spectral_norm_up(w).value for w in exact]))
     for activation in activations:
         if isinstance(activation, Slopes):
             product *= float(np.maximum(np.abs(activation.low), np.abs(activation.high)).max())
+    return Chain(exact, activations), product
+
+
+def row(name: str, kind: str, chain: Chain | None, product: float, seconds: float) -> str:
+    if chain is None:
+        raise SystemExit(f"{name}, {kind}: not eligible")
     start = time.process_time()
     found = find_multipliers(chain, seconds)
     searched = time.process_time() - start
@@ -110,7 +177,7 @@ def row(name: str, weights: list[Matrix], kind: str, seconds: float) -> str:
     if certified is None:
         raise SystemExit(f"{name}, {kind}: the multipliers found prove nothing")
     bound = certified.bound.value
-    slack = bound / found.rho**0.5 - 1
+    slack = bound / (found.rho**0.5 * chain.front.value) - 1
     return (
         f"| {name} | {kind} | {product:.4f} | {bound:.4f} | {product / bound:.2f}× "
         f"| {searched:.1f} | {checked:.3f} | {slack:.0e} |"
@@ -122,8 +189,11 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, NumPy {np.__version__}, one thread, budget {seconds:g} s\n")
     print("| net | activation | product | certificate | gain | find, s | check, s | slack of the check |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for case in cases():
-        print(row(*case, seconds), flush=True)
+    for name, weights, kind in cases():
+        print(row(name, kind, *plain(weights, kind), seconds), flush=True)
+    for name, kind, model in graphs():
+        proof = prove(model, "l2", with_chain=True)
+        print(row(name, kind, proof.chain, proof.bound.value, seconds), flush=True)
 
 
 if __name__ == "__main__":

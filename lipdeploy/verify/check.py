@@ -7,8 +7,10 @@ output depends on one, unless a motif that contains the node as a whole has a pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,12 @@ from lipdeploy.errors import Refusal, Refused
 from lipdeploy.ops import DOMAIN
 from lipdeploy.verify.bound import ONE, UNBOUNDED, ZERO, Bound
 from lipdeploy.verify.chain import Chain, chain_of
+from lipdeploy.verify.collapse import Collapsed, collapsed, is_linear, tightened
 from lipdeploy.verify.constants import evaluate
 from lipdeploy.verify.functions import check_bodies, inlined
 from lipdeploy.verify.graph import (
     Call,
+    Constant,
     Flow,
     Unproven,
     Value,
@@ -29,18 +33,29 @@ from lipdeploy.verify.graph import (
     opset_versions,
     read_constant,
 )
+from lipdeploy.verify.guide import Effort, Guide
+from lipdeploy.verify.limits import MOST_COMPUTED, MOST_ENTRIES, MOST_RANK, check_shape, too_large
 from lipdeploy.verify.motifs import recognise
 from lipdeploy.verify.norms import Norm, PerNorm, carried_norms, norm_pair
-from lipdeploy.verify.numeric_error import PRECISIONS, ErrorState, exact_input, output_error, propagate
+from lipdeploy.verify.numeric_error import PRECISIONS, ErrorState, output_error, propagate, received_input
+from lipdeploy.verify.open_sizes import is_open, judge_open, opened
+from lipdeploy.verify.open_sizes import stated as stated_shape
+from lipdeploy.verify.operator_norm import ProofFailed
 from lipdeploy.verify.pairwise import pair_bounds
 from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES
 from lipdeploy.verify.step import Step, joined, plus
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec
 
+#: Hints by node name, as a certificate stores them.
+NodeHints = Mapping[str, Any]
+#: Hears the node that is being judged and the fraction of the whole proof that is done.
+Watch = Callable[[str, float], None]
+
 INPUT_TYPES = frozenset({np.dtype(t) for t in (np.float32, np.float64, np.uint8, np.int8, np.uint16, np.int16)})
+WORTH_SAYING = 1.0 - 1e-6
 IR_VERSIONS = range(7, 14)
 #: What NumPy and Python raise when a malformed node reaches a rule's arithmetic: a refusal, never a verdict.
-MALFORMED = (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError)
+MALFORMED = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, ZeroDivisionError)
 FIRST_WITH_BODIES = 17  # the oldest opset for which lipdeploy.ops writes function bodies
 #: Operators that do no arithmetic, so that integer activations cannot overflow in them.
 MOVES_INTEGERS = frozenset(
@@ -72,19 +87,32 @@ class Proof:
     output: TensorSpec
     operators: Mapping[str, int]
     chain: Chain | None = None  # what a multiplier certificate may be about; only when asked for
+    resumed: Callable[[Bound], Proof] | None = None  # the proof from the chain's end on, given an l2 bound there
 
 
-def prove(proto: ModelProto, norm: str, output_name: str | None = None, *, with_chain: bool = False) -> Proof:
-    """Prove a bound for ``proto`` (external data inlined). Raises ``Refused`` with every reason found."""
+def prove(
+    proto: ModelProto,
+    norm: str,
+    output_name: str | None = None,
+    *,
+    with_chain: bool = False,
+    hints: NodeHints | None = None,
+    watch: Watch | None = None,
+) -> Proof:
+    """Prove a bound for ``proto`` (external data inlined). Raises ``Refused`` with every reason found.
+
+    ``hints`` are what a certificate stores per node: tried first, never believed. ``watch`` hears of the progress.
+    """
     if proto.ir_version not in IR_VERSIONS:
         message = f"IR version {proto.ir_version} is outside {IR_VERSIONS.start} to {IR_VERSIONS.stop - 1}"
         raise Refused([Refusal("LIP020", "", "", message)])
     flat = inlined(proto)
     with np.errstate(all="ignore"):
-        walk = _Walk(flat.graph, opset_versions(flat), norm)
+        walk = _Walk(flat.graph, opset_versions(flat), norm, _Helper(hints or {}, watch))
         proof = walk.run(_chosen_output(flat.graph, output_name))
         if with_chain:
-            proof = replace(proof, chain=chain_of(proof.output.name, walk.calls, walk.values))
+            chain = chain_of(proof.output.name, walk.calls, walk.values)
+            proof = replace(proof, chain=chain, resumed=None if chain is None else partial(walk.resumed, chain.output))
     check_bodies(flat, walk.element_types or {TensorProto.FLOAT})
     return proof
 
@@ -100,17 +128,58 @@ def _chosen_output(graph: GraphProto, name: str | None) -> str:
     return name
 
 
+class _Helper:
+    """Hands every node its guide, and tells who watches how far the proof is (by the weights still to be judged)."""
+
+    def __init__(self, hints: NodeHints, watch: Watch | None) -> None:
+        self.hints, self.watch, self.effort = hints, watch, Effort()
+        self.weights: dict[str, float] = {}
+        self.done, self.total = 0.0, 1.0
+
+    def expect(self, needed: Sequence[Call], values: Mapping[str, Value]) -> None:
+        """Learn which nodes are to come."""
+        for call in needed:
+            stored = (values.get(name) for name in call.input_names)
+            sizes = (value.array.size for value in stored if isinstance(value, Constant))
+            self.weights[call.name] = 1.0 + float(sum(sizes))
+        self.total = max(1.0, sum(self.weights.values()))
+
+    def guide(self, call: Call) -> Guide:
+        """What this node's proof may use."""
+        hint = self.hints.get(call.name, {})
+        return Guide(hint if isinstance(hint, Mapping) else {}, effort=self.effort, watch=self._watcher(call.name))
+
+    def finished(self, call: Call) -> None:
+        """One node is judged."""
+        self.done += self.weights.pop(call.name, 0.0)
+        self._tell(call.name, self.done)
+
+    def _watcher(self, name: str) -> Callable[[float], None]:
+        return lambda fraction: self._tell(name, self.done + fraction * self.weights.get(name, 0.0))
+
+    def _tell(self, name: str, done: float) -> None:
+        if self.watch is not None:
+            self.watch(name, min(done / self.total, 1.0))
+
+
 class _Walk:
     """The state of one proof: the value of every tensor seen so far, and its error in every program."""
 
-    def __init__(self, graph: GraphProto, opsets: Mapping[str, int], norm: str) -> None:
+    def __init__(self, graph: GraphProto, opsets: Mapping[str, int], norm: str, helper: _Helper) -> None:
+        self.helper = helper
+        self.consumers: dict[str, list[Call]] = {}
+        self.collapsed: dict[str, Collapsed] = {}
+        self.judged: set[str] = set()
         self.norms = carried_norms(norm)
         self.input_norm, self.output_norm = norm_pair(norm)
         self.values: dict[str, Value] = {}
         self.errors: dict[str, dict[str, ErrorState | None]] = {}
         self.reports: list[NodeReport] = []
+        self.reported: dict[str, int] = {}  # reports up to the node that made a tensor
+        self.output = ""
         self.element_types: set[int] = set()
         self.operators: dict[str, int] = {}
+        self.computed = 0
         self.opset = opsets[""]
         self.calls = calls(graph, opsets, self.norms)
         self.inputs = tuple(_input_spec(value) for value in graph.input)
@@ -118,20 +187,37 @@ class _Walk:
         self.batch = self.inputs[0].shape[0] if self.inputs else None
         for tensor in graph.initializer:
             self.values[tensor.name] = read_constant(tensor)
+        stored = (value.array.size for value in self.values.values() if isinstance(value, Constant))
+        self.computable = MOST_COMPUTED + 4 * sum(stored)
         for spec in self.inputs:
             self._enter(spec)
 
     def _enter(self, spec: TensorSpec) -> None:
-        shape = tuple(int(n) for n in spec.shape[1:] if n is not None)
+        shape = opened(spec.name, spec.shape)
         bounds = {norm: ONE for norm in self.norms if norm_weaker(norm, self.input_norm)}
         zero = {norm: ZERO for norm in bounds}
-        self.values[spec.name] = Flow(spec.name, spec.dtype, shape, bounds, zero)
-        self.errors[spec.name] = {precision.mode: exact_input(bounds) for precision in PRECISIONS}
+        flow = self.values[spec.name] = Flow(spec.name, spec.dtype, shape, bounds, zero)
+        if is_open(shape):
+            self.errors[spec.name] = dict.fromkeys((p.mode for p in PRECISIONS), None)
+        else:
+            self.errors[spec.name] = {p.mode: received_input(bounds, flow.size, p) for p in PRECISIONS}
 
     def run(self, output: str) -> Proof:
         """Judge every node that ``output`` depends on."""
-        for call in _needed(self.calls, output):
+        needed = _needed(self.calls, output)
+        self.helper.expect(needed, self.values)
+        for call in needed:
+            for name in filter(None, call.input_names):
+                self.consumers.setdefault(name, []).append(call)
+        self.output = output
+        for call in needed:
             self._visit(call)
+            self.reported.update(dict.fromkeys(call.output_names, len(self.reports)))
+            self.helper.finished(call)
+        return self._proof()
+
+    def _proof(self) -> Proof:
+        output = self.output
         value = self.values.get(output)
         if isinstance(value, Unproven):
             raise Refused(value.refusals)
@@ -143,36 +229,72 @@ class _Walk:
         return Proof(
             bound=bound,
             nodes=tuple(self.reports),
-            pairwise=pair_bounds(value, output, self.calls, self.values),
+            pairwise=pair_bounds(value, output, self.calls, self.values, self.collapsed.get(output)),
             numeric_error=self._numeric_error(output),
             inputs=self.inputs,
-            output=TensorSpec(output, value.dtype, (None, *value.shape)),
+            output=TensorSpec(output, value.dtype, (None, *stated_shape(value.shape))),
             operators=dict(sorted(self.operators.items())),
         )
+
+    def resumed(self, name: str, bound: Bound) -> Proof:
+        """The proof again from the tensor ``name`` on, which moves by at most ``bound`` in ℓ2.
+
+        Everything after ``name`` must depend on the inputs through it alone.
+        """
+        flow = self.values[name]
+        assert isinstance(flow, Flow)
+        tighter = {norm: min(old, bound) if norm is not Norm.L1 else old for norm, old in flow.lipschitz.items()}
+        self.values[name] = replace(flow, lipschitz=tighter)
+        needed = _needed(self.calls, self.output)
+        position = next(index for index, call in enumerate(needed) if name in call.output_names)
+        self.reports = self.reports[: self.reported[name]]
+        with np.errstate(all="ignore"):
+            for call in needed[position + 1 :]:
+                if not isinstance(self.values.get(call.output_names[0]), Constant):
+                    self._visit(call)
+        return self._proof()
 
     def _numeric_error(self, output: str) -> dict[str, ErrorBound | None]:
         result = {mode: output_error(state) for mode, state in self.errors[output].items()}
         if any(isinstance(value, Flow) and value.dtype == np.float64 for value in self.values.values()):
-            result["f32"] = None
+            result = {mode: error if mode == "f64" else None for mode, error in result.items()}
+        constants = [value.array for value in self.values.values() if isinstance(value, Constant)]
+        for precision in PRECISIONS:
+            if not all(precision.holds(array) for array in constants):
+                result[precision.mode] = None
         return result
 
     def _visit(self, call: Call) -> None:
         values = [self.values[name] if name else None for name in call.input_names]
-        call = call.with_inputs(values, self.batch)
+        call = call.with_inputs(values, self.batch, self.helper.guide(call))
         try:
+            _refuse_open_shape(call)
             constant = evaluate(call) if _is_constant(call) else None
             if constant is not None:
-                self.values[call.output_names[0]] = constant
+                self._keep(call, constant)
                 return
             steps = self._judge(call)
+            for step in steps:
+                check_shape(call, [size or 1 for size in stated_shape(step.shape)])
         except Refused as error:
             self._give_up(call, error.refusals)
+        except MemoryError as error:
+            self._give_up(call, (Refusal("LIP024", call.name, call.op, f"needs more memory than there is: {error}"),))
         except MALFORMED as error:
             message = f"its inputs or attributes do not fit the operator: {error}"
             self._give_up(call, (Refusal("LIP013", call.name, call.op, message),))
         else:
+            self.judged.update(filter(None, call.output_names))
             self._compose_outputs(call, steps)
         self._try_motif(call)
+        self._try_collapse(call)
+
+    def _keep(self, call: Call, constant: Constant) -> None:
+        """Remember a computed constant; those that are views of others take no memory."""
+        self.computed += constant.array.size if constant.array.base is None else 0
+        if self.computed > self.computable:
+            raise too_large(call, f"{self.computed} computed constants", self.computable)
+        self.values[call.output_names[0]] = constant
 
     def _give_up(self, call: Call, refusals: tuple[Refusal, ...]) -> None:
         for name in filter(None, call.output_names):
@@ -203,12 +325,14 @@ class _Walk:
             raise call.refuse(
                 "LIP015", "computes with integers, which wrap around", hint="cast the input to float first"
             )
+        if any(is_open(flow.shape) for flow in call.flows()):
+            return judge_open(call)
         return rule(call)
 
     def _compose(self, call: Call, name: str, step: Step) -> None:
         flows = call.flows()
         flow = _after(name, step, flows, self.norms)
-        if not flow.size:
+        if 0 in flow.shape:
             self.values[name] = Unproven(name, (Refusal("LIP002", call.name, call.op, "the output is empty"),))
             return
         if not all(bound.is_finite for bound in flow.lipschitz.values()):
@@ -225,15 +349,20 @@ class _Walk:
         self.reports.append(self._report(call, flow, step))
 
     def _try_motif(self, call: Call) -> None:
+        if any(isinstance(value, Flow) and is_open(value.shape) for value in call.inputs):
+            return  # motifs are proven for images of one size
         try:
             found = recognise(call, self.values.get)
-        except (Refused, *MALFORMED):
+        except (Refused, MemoryError, RecursionError, *MALFORMED):
             return
         if found is None:
             return
-        source, step = found
+        start, step = found
+        sources = (start,) if isinstance(start, Flow) else start
+        if any(is_open(source.shape) for source in sources):
+            return
         name = call.output_names[0]
-        whole, direct = _after(name, step, (source,), self.norms), self.values[name]
+        whole, direct = _after(name, step, sources, self.norms), self.values[name]
         if isinstance(direct, Flow):
             tighter = {
                 norm: min(bound, whole.lipschitz.get(norm, UNBOUNDED)) for norm, bound in direct.lipschitz.items()
@@ -241,12 +370,39 @@ class _Walk:
             whole = replace(direct, lipschitz=tighter)
             self.reports.pop()
         else:
-            states = {p.mode: self.errors[source.name][p.mode] for p in PRECISIONS}
             self.errors[name] = {
-                p.mode: propagate(step, (source,), [states[p.mode]], p, self.norms) for p in PRECISIONS
+                p.mode: propagate(step, sources, [self.errors[s.name][p.mode] for s in sources], p, self.norms)
+                for p in PRECISIONS
             }
         self.values[name] = whole
         self.reports.append(self._report(call, whole, step))
+
+    def _try_collapse(self, call: Call) -> None:
+        """Where a row of linear operators ends, the bound of all of them as one matrix, if that is less."""
+        name = call.output_names[0] if call.output_names else ""
+        direct, consumers = self.values.get(name), self.consumers.get(name, [])
+        if not is_linear(call) or not isinstance(direct, Flow) or (consumers and all(map(self._continues, consumers))):
+            return
+        try:
+            found = collapsed(call, self.values, self.judged, call.guide)
+            whole = tightened(found, self.norms) if found is not None else {}
+        except (Refused, ProofFailed, MemoryError, *MALFORMED):
+            return
+        if found is None:
+            return
+        self.collapsed[name] = found
+        best = {norm: min(bound, whole.get(norm, UNBOUNDED)) for norm, bound in direct.lipschitz.items()}
+        # Proofs differ in their last digits; the report, which a certificate repeats, must not change with them.
+        if best[self.output_norm] < direct.lipschitz[self.output_norm] * WORTH_SAYING:
+            last = self.reports.pop()
+            rule = f"{last.rule}; one matrix from {found.first} on"
+            self.reports.append(replace(last, bound_after=best[self.output_norm], rule=rule))
+        self.values[name] = replace(direct, lipschitz=best)
+
+    def _continues(self, consumer: Call) -> bool:
+        """Whether a consumer may go on with a row of linear operators: all its other inputs are constants."""
+        constants = sum(isinstance(self.values.get(name), Constant) for name in consumer.input_names if name)
+        return is_linear(consumer) and constants == len(list(filter(None, consumer.input_names))) - 1
 
     def _report(self, call: Call, flow: Flow, step: Step) -> NodeReport:
         unit: PerNorm = {norm: ONE for norm in self.norms}
@@ -257,8 +413,15 @@ class _Walk:
             gain=gain.get(self.output_norm, UNBOUNDED),
             bound_after=flow.lipschitz.get(self.output_norm, UNBOUNDED),
             rule=step.rule,
-            shape=(None, *flow.shape),
+            shape=(None, *stated_shape(flow.shape)),
+            hints=dict(call.guide.found),
         )
+
+
+def _refuse_open_shape(call: Call) -> None:
+    """A size that the file leaves open is no constant, although Shape would name it."""
+    if call.op == "Shape" and not call.domain and any(is_open(flow.shape) for flow in call.flows()):
+        raise call.refuse("LIP006", "computes with an image's height or width, which the file leaves open")
 
 
 def _refuse_different_batches(graph: GraphProto) -> None:
@@ -285,7 +448,7 @@ def _after(name: str, step: Step, flows: Sequence[Flow], norms: tuple[Norm, ...]
 
 
 def _is_constant(call: Call) -> bool:
-    if call.op == "Shape" and not call.domain:
+    if call.op in ("Shape", "CastLike") and not call.domain:
         return True
     return not any(isinstance(value, (Flow, Unproven)) for value in call.inputs)
 
@@ -319,8 +482,11 @@ def _input_spec(value: ValueInfoProto) -> TensorSpec:
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     if not dims:
         raise Refused([Refusal("LIP005", value.name, "input", "the input has no batch axis")])
-    if any(n is None or n < 1 for n in dims[1:]):
-        raise Refused([Refusal("LIP006", value.name, "input", f"shape {dims}: only the batch axis may be open")])
+    if math.prod(n or 1 for n in dims[1:]) > MOST_ENTRIES or len(dims) > MOST_RANK:
+        raise Refused([Refusal("LIP024", value.name, "input", f"more than {MOST_ENTRIES} entries per sample")])
+    if any(n is None for n in dims[1:2]) or any(n is not None and n < 1 for n in dims[1:]):
+        message = f"shape {dims}: only the batch axis and the axes of an image, from 2 on, may be open"
+        raise Refused([Refusal("LIP006", value.name, "input", message)])
     return TensorSpec(value.name, dtype, tuple(dims))
 
 

@@ -6,6 +6,7 @@ Shapes that a file states about its inside (``value_info``) are not read: every 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 from lipdeploy.errors import Refusal, Refused
+from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.norms import Norm, PerNorm
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -95,6 +97,7 @@ class Call:
     norms: tuple[Norm, ...] = ()
     batch: int | None = None
     producer: Callable[[str], Call | None] = field(default=lambda name: None, repr=False, compare=False)
+    guide: Guide = field(default_factory=Guide, repr=False, compare=False)
 
     def refuse(self, code: str, message: str, hint: str = "") -> Refused:
         """The exception that refuses this node."""
@@ -172,9 +175,9 @@ class Call:
             raise self.refuse("LIP013", f"axis {axis} is outside a tensor of rank {rank}")
         return axis % rank
 
-    def with_inputs(self, inputs: Sequence[Value | None], batch: int | None = None) -> Call:
-        """The same node with its inputs' values."""
-        return replace(self, inputs=tuple(inputs), batch=batch)
+    def with_inputs(self, inputs: Sequence[Value | None], batch: int | None = None, guide: Guide | None = None) -> Call:
+        """The same node with its inputs' values, and help for its proof."""
+        return replace(self, inputs=tuple(inputs), batch=batch, guide=self.guide if guide is None else guide)
 
     def is_batch(self, size: object) -> bool:
         """Whether an entry of a target shape stands for the number of samples."""
@@ -232,7 +235,7 @@ def calls(graph: GraphProto, opsets: Mapping[str, int], norms: tuple[Norm, ...])
 
 def _stored_names(graph: GraphProto) -> set[str]:
     names = [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer]
-    doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    doubled = sorted(name for name, count in Counter(names).items() if count > 1)
     if doubled:
         message = "is both an input and an initializer, or stored twice: a caller could replace a verified weight"
         raise Refused([Refusal("LIP013", doubled[0], "", message)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from lipdeploy.verify.bound import Bound
+from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.norms import Gains, Norm
-from lipdeploy.verify.operator_norm.psd import BLOCK, ProofFailed, largest_eigenvalue_up, mirror_lower
+from lipdeploy.verify.operator_norm.psd import BLOCK, ProofFailed, largest_eigenvalue_up
 from lipdeploy.verify.operator_norm.sums import TINY, Array, absolute_sums, frobenius, largest, square_sum, square_sums
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, add_up, gamma_up, mul_up, sqrt_up
 
@@ -17,7 +19,7 @@ LANCZOS_STEPS = 80
 ATTEMPTS = 16
 
 
-def dense_gains(weight: Array, norms: tuple[Norm, ...]) -> Gains:
+def dense_gains(weight: Array, norms: tuple[Norm, ...], guide: Guide | None = None) -> Gains:
     """Bounds of ‖W‖_{q→q'} for the norms carried; ``weight`` is (outputs, inputs), float64.
 
     Exact formulas up to one rounding: ∞→∞ largest row sum, 1→1 largest column sum, 2→∞ largest row length, 1→2
@@ -25,7 +27,7 @@ def dense_gains(weight: Array, norms: tuple[Norm, ...]) -> Gains:
     """
     gains = cheap_gains(weight, norms)
     if Norm.L2 in norms:
-        gains[Norm.L2, Norm.L2] = spectral_norm_up(weight)
+        gains[Norm.L2, Norm.L2] = spectral_norm_up(weight, guide)
     return gains
 
 
@@ -55,7 +57,7 @@ def _largest(values: Array) -> Bound:
     return Bound(float(values.max(initial=0.0)))
 
 
-def spectral_norm_up(weight: Array) -> Bound:
+def spectral_norm_up(weight: Array, guide: Guide | None = None) -> Bound:
     """Upper bound of the largest singular value of an (m, n) float64 matrix; slack about 1e-11 relative.
 
     Lemma C3 (docs/mathematics.md): Gram matrix with an a-priori rounding bound, then C2. Raises ``ProofFailed``.
@@ -63,32 +65,45 @@ def spectral_norm_up(weight: Array) -> Bound:
     matrix = weight if weight.shape[0] >= weight.shape[1] else weight.T
     if not np.any(matrix):
         return Bound(0.0)
-    scale = _power_of_two(largest(matrix))
-    return Bound(mul_up(scale, sqrt_up(_gram_eigenvalue_up(np.ascontiguousarray(matrix) / scale))))
+    guide = guide if guide is not None else Guide()
+    scale = power_of_two(largest(matrix))
+    gram, error = _gram(np.ascontiguousarray(matrix) / scale)
+    upper, tau = gram_eigenvalue_up(gram, error, guide.shift("tau"))
+    guide.found["tau"] = tau.hex()
+    return Bound(mul_up(scale, sqrt_up(upper)))
 
 
-def _power_of_two(value: float) -> float:
+def power_of_two(value: float) -> float:
     """A power of two near ``value``: dividing by it is exact and keeps squares away from overflow and underflow."""
     return math.ldexp(1.0, min(max(math.frexp(value)[1], -900), 900))
 
 
-def _gram_eigenvalue_up(matrix: Array) -> float:
+def _gram(matrix: Array) -> tuple[Array, float]:
+    """(WᵀW, bound of ‖computed − exact‖): every entry sums blocks of at most BLOCK products."""
     rows, size = matrix.shape
     gram = np.zeros((size, size))
     for start in range(0, rows, BLOCK):
         block = matrix[start : start + BLOCK]
         gram += block.T @ block
-    gram = mirror_lower(gram)
     blocks = -(-rows // BLOCK)
     rounding = mul_up(gamma_up(min(rows, BLOCK) + blocks), square_sum(matrix))
-    error = np.asarray(add_up(rounding, mul_up(float(rows), float(size), TINY)))
+    return gram, add_up(rounding, mul_up(float(rows), float(size), TINY))
+
+
+def gram_eigenvalue_up(gram: Array, error: float, tau: float | None = None) -> tuple[float, float]:
+    """(bound of λ_max, shift that was enough) of a matrix within ``error`` of ``gram``; ``tau`` is tried first (C2)."""
     if not (np.all(np.isfinite(gram)) and np.isfinite(error)):
         raise ProofFailed("the Gram matrix overflowed")
+    size, allowed = len(gram), np.asarray(error)
+    upper = largest_eigenvalue_up(tau, gram, None, allowed) if tau is not None else None
+    if tau is not None and upper is not None:
+        return float(upper), tau
     estimate, margin = _top_eigenvalue(gram), max(64 * size * UNIT_ROUNDOFF, 1e-13)
     for attempt in range(ATTEMPTS):
-        upper = largest_eigenvalue_up(estimate * (1.0 + margin), gram, None, error)
+        shift = max(estimate * (1.0 + margin), TINY)
+        upper = largest_eigenvalue_up(shift, gram, None, allowed)
         if upper is not None:
-            return float(upper)
+            return float(upper), shift
         if attempt == 3:
             estimate = float(np.linalg.eigvalsh(gram)[-1])
         margin *= 4.0
@@ -99,18 +114,19 @@ def _top_eigenvalue(gram: Array) -> float:
     """A guess of λ_max (untrusted: the factorisation decides)."""
     if gram.shape[0] < LANCZOS_FROM:
         return float(np.linalg.eigvalsh(gram)[-1])
-    return _lanczos(gram)
+    return lanczos(gram)
 
 
-def _lanczos(gram: Array) -> float:
-    vector = np.random.default_rng(0).standard_normal(gram.shape[0])
+def lanczos(gram: np.ndarray[Any, Any]) -> float:
+    """The largest eigenvalue of a real symmetric or Hermitian matrix by Lanczos' method: a guess, from below."""
+    vector = np.random.default_rng(0).standard_normal(gram.shape[0]).astype(gram.dtype)
     vector /= np.linalg.norm(vector)
     previous, beta = np.zeros_like(vector), 0.0
     alphas: list[float] = []
     betas: list[float] = []
     for _ in range(LANCZOS_STEPS):
         image = gram @ vector - beta * previous
-        alphas.append(float(image @ vector))
+        alphas.append(float(np.vdot(vector, image).real))
         image -= alphas[-1] * vector
         beta = float(np.linalg.norm(image))
         betas.append(beta)

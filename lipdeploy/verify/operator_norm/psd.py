@@ -32,63 +32,67 @@ def mirror_lower(matrix: Array, sign: float = 1.0) -> Array:
 
 
 def residual_up(real: Array, imaginary: Array | None, factor: np.ndarray[Any, Any]) -> Array:
-    """Upper bounds of ‖A − LL*‖ for a stack of n × n Hermitian A = real + i·imaginary and lower triangular L.
+    """Upper bounds of ‖H − LL*‖ for a stack of n × n matrices A = real + i·imaginary, H = (A + A*)/2, and any L.
 
-    Each entry of the computed LL* is a sum over ``blocks`` column blocks of at most BLOCK products (twice that for a
-    complex factor), so it errs by γ_{k}·(|L||L|ᵀ) with k = BLOCK + blocks + 1, and ‖|L||L|ᵀ‖ ≤ ‖L‖_F².
+    ‖H − LL*‖ ≤ ‖A − LL*‖_F, since LL* is Hermitian: A need not be so in its last digits. Each entry of the computed LL*
+    is a sum over ``blocks`` column blocks of at most ``width`` products (twice that for a complex factor), so it errs
+    by γ_{k}·(|L||L|ᵀ) with k = width + blocks + 2, and ‖|L||L|ᵀ‖ ≤ ‖L‖_F².
     """
     size = factor.shape[-1]
     lower_re = np.ascontiguousarray(factor.real)
     lower_im = np.ascontiguousarray(factor.imag) if imaginary is not None else None
-    difference_re = real - _gram(lower_re, lower_im)
-    squares = np.square(difference_re).sum(axis=(-2, -1))
-    factor_squares = np.square(lower_re).sum(axis=(-2, -1))
+    width = BLOCK if lower_im is None else BLOCK // 2
+    squares = _squares(real - _gram(lower_re, lower_im, width))
+    factor_squares = _squares(lower_re)
     if imaginary is not None and lower_im is not None:
-        squares = squares + np.square(imaginary - _cross(lower_im, lower_re)).sum(axis=(-2, -1))
-        factor_squares = factor_squares + np.square(lower_im).sum(axis=(-2, -1))
-    blocks = -(-size // BLOCK)
-    rounding = mul_up(SQRT2_UP, gamma_up(min(size, BLOCK) + blocks + 2))
+        squares = squares + _squares(imaginary - _cross(lower_im, lower_re, width))
+        factor_squares = factor_squares + _squares(lower_im)
+    rounding = mul_up(SQRT2_UP, gamma_up(min(2 * size, BLOCK) + -(-size // width) + 2))
     slack = up(1.0 + 4.0 * gamma_up(2 * size * size + 8))
     eta = np.sqrt(squares) * slack + rounding * factor_squares * slack + 4.0 * size * size * SQRT_TINY
     result: Array = np.nextafter(eta * up(1.0 + 8 * UNIT_ROUNDOFF), np.inf)
     return result
 
 
-def _gram(lower_re: Array, lower_im: Array | None) -> Array:
+def _squares(stack: Array) -> Array:
+    return np.asarray(np.einsum("...ij,...ij->...", stack, stack))
+
+
+def _gram(lower_re: Array, lower_im: Array | None, width: int) -> Array:
     """Real part of LL*, summed block by block (columns of L above its diagonal are zero, so rows start there)."""
     total = np.zeros_like(lower_re)
-    for start in range(0, lower_re.shape[-1], BLOCK):
-        block = lower_re[..., start:, start : start + BLOCK]
-        part = block @ np.swapaxes(block, -1, -2)
+    for start in range(0, lower_re.shape[-1], width):
+        block = lower_re[..., start:, start : start + width]
         if lower_im is not None:
-            block = lower_im[..., start:, start : start + BLOCK]
-            part = part + block @ np.swapaxes(block, -1, -2)
-        total[..., start:, start:] += part
+            block = np.concatenate([block, lower_im[..., start:, start : start + width]], axis=-1)
+        total[..., start:, start:] += block @ np.swapaxes(block, -1, -2)
     return total
 
 
-def _cross(lower_im: Array, lower_re: Array) -> Array:
+def _cross(lower_im: Array, lower_re: Array, width: int) -> Array:
     """Imaginary part of LL*: Im·Reᵀ − Re·Imᵀ."""
     total = np.zeros_like(lower_re)
-    for start in range(0, lower_re.shape[-1], BLOCK):
-        columns = slice(start, start + BLOCK)
-        part = lower_im[..., start:, columns] @ np.swapaxes(lower_re[..., start:, columns], -1, -2)
-        total[..., start:, start:] += part - np.swapaxes(part, -1, -2)
-    return total
+    for start in range(0, lower_re.shape[-1], width):
+        columns = slice(start, start + width)
+        total[..., start:, start:] += lower_im[..., start:, columns] @ np.swapaxes(
+            lower_re[..., start:, columns], -1, -2
+        )
+    return total - np.swapaxes(total, -1, -2)
 
 
 def largest_eigenvalue_up(tau: float, real: Array, imaginary: Array | None, gram_error: Array) -> Array | None:
-    """Upper bounds of λ_max(G) for Hermitian G = real + i·imaginary with ‖G − computed‖ ≤ ``gram_error``.
+    """Upper bounds of λ_max(G) for Hermitian G that differs from Ĝ = real + i·imaginary by ``gram_error``.
 
-    Factorises τI − G; ``None`` when that fails (τ too small). Lemma C2: λ_max ≤ τ + η + u·max|A_ii| + ε.
+    ``gram_error`` bounds ‖G − (Ĝ + Ĝ*)/2‖. Factorises τI − Ĝ; ``None`` when that fails (τ too small). Lemma C2:
+    λ_max ≤ τ + η + u·max|A_ii| + ε.
     """
     size = real.shape[-1]
-    shifted = -real
     index = np.arange(size)
+    shifted = -real
     shifted[..., index, index] += tau
     shifted_im = None if imaginary is None else -imaginary
     try:
-        factor = np.linalg.cholesky(shifted if shifted_im is None else shifted + 1j * shifted_im)
+        factor = np.linalg.cholesky(shifted if shifted_im is None else _complex(shifted, shifted_im))
     except np.linalg.LinAlgError:
         return None
     diagonal = np.abs(shifted[..., index, index]).max(axis=-1)
@@ -98,3 +102,9 @@ def largest_eigenvalue_up(tau: float, real: Array, imaginary: Array | None, gram
     if not np.all(np.isfinite(upper)):
         raise ProofFailed("the residual of a factorisation is not finite")
     return upper
+
+
+def _complex(real: Array, imaginary: Array) -> np.ndarray[Any, np.dtype[np.complex128]]:
+    whole = np.empty(real.shape, np.complex128)
+    whole.real, whole.imag = real, imaginary
+    return whole

@@ -8,12 +8,13 @@ import numpy as np
 
 from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call, Constant, Flow
-from lipdeploy.verify.norms import Gains, Norm, PerNorm, constant_norm, diagonal
+from lipdeploy.verify.limits import check_convolution, check_shape, check_work
+from lipdeploy.verify.norms import Gains, Norm, PerNorm, diagonal
 from lipdeploy.verify.operator_norm import Convolution, ProofFailed, dense_gains
 from lipdeploy.verify.operator_norm.dense import absolute_gains
 from lipdeploy.verify.operator_norm.sums import Array, largest
 from lipdeploy.verify.rounding import add_up, div_up, down, mul_up
-from lipdeploy.verify.rules.arithmetic import scaled, vector_norms
+from lipdeploy.verify.rules.arithmetic import repeated, scaled, vector_norms
 from lipdeploy.verify.rules.registry import rule
 from lipdeploy.verify.rules.windows import Windows, windows
 from lipdeploy.verify.step import Rounding, Step
@@ -23,8 +24,10 @@ def matrix_step(
     call: Call, weight: Array, shape: tuple[int, ...], bias: PerNorm, factor: Bound = ONE, extra_terms: int = 0
 ) -> Step:
     """factor·‖W‖ for an (outputs, inputs) matrix applied to each vector; |fl − exact| ≤ γ_{K+1}(|W||x| + |b|)."""
+    if Norm.L2 in call.norms:
+        check_work(call, float(max(weight.shape)) * float(min(weight.shape)) ** 2)
     try:
-        gains = dense_gains(weight, call.norms)
+        gains = dense_gains(weight, call.norms, call.guide)
     except ProofFailed as error:
         raise call.refuse("LIP014", str(error)) from error
     rounding = _sums(absolute_gains(weight, gains), weight.shape[1] + 1 + extra_terms, bias, factor)
@@ -102,7 +105,7 @@ def conv(call: Call) -> Step:
     if kernel.shape[0] % groups or kernel.shape[1] * groups != flow.shape[0]:
         raise call.refuse("LIP013", f"kernel {list(kernel.shape)} in {groups} groups meets {flow.shape[0]} channels")
     window = windows(call, flow.shape[1:], kernel.shape[2:])
-    operator = _convolution(kernel, window, groups, window.inputs, window.outputs)
+    operator = _convolution(call, kernel, window, groups, window.inputs, window.outputs)
     shape = (kernel.shape[0], *window.outputs)
     bias = _channel_bias(call, kernel.shape[0], math.prod(window.outputs))
     return _conv_step(call, operator, shape, bias, math.prod(kernel.shape[1:]), adjoint=False)
@@ -133,8 +136,9 @@ def conv_transpose(call: Call) -> Step:
     )
     if min(size, default=1) < 1:
         raise call.refuse("LIP013", f"the output would have size {list(size)}")
+    check_shape(call, size)
     window = Windows(size, flow.shape[1:], tuple((pads[i], pads[i + axes]) for i in range(axes)), strides, dilations)
-    operator = _convolution(kernel, window, groups, size, flow.shape[1:])
+    operator = _convolution(call, kernel, window, groups, size, flow.shape[1:])
     channels = kernel.shape[1] * groups
     bias = _channel_bias(call, channels, math.prod(size))
     terms = kernel.shape[0] // groups * math.prod(kernel.shape[2:])
@@ -150,16 +154,20 @@ def _check_kernel(call: Call, kernel: Array, shape: tuple[int, ...], groups: int
 
 
 def _convolution(
-    kernel: Array, window: Windows, groups: int, image: tuple[int, ...], outputs: tuple[int, ...]
+    call: Call, kernel: Array, window: Windows, groups: int, image: tuple[int, ...], outputs: tuple[int, ...]
 ) -> Convolution:
-    return Convolution(kernel, image, window.pads, window.strides, window.dilations, groups, outputs)
+    operator = Convolution(kernel, image, window.pads, window.strides, window.dilations, groups, outputs)
+    if call.norms != (Norm.LINF,):
+        check_convolution(call, kernel.shape, groups, operator.torus, window.strides, window.dilations)
+    return operator
 
 
 def _conv_step(
     call: Call, operator: Convolution, shape: tuple[int, ...], bias: PerNorm, products: int, *, adjoint: bool
 ) -> Step:
     try:
-        gains = operator.adjoint_gains(call.norms) if adjoint else operator.gains(call.norms)
+        find = operator.adjoint_gains if adjoint else operator.gains
+        gains = find(call.norms, call.guide)
     except ProofFailed as error:
         raise call.refuse("LIP014", str(error)) from error
     absolute = operator.absolute_gains(gains)
@@ -173,13 +181,6 @@ def _channel_bias(call: Call, channels: int, positions: int) -> PerNorm:
     if bias.array.shape != (channels,):
         raise call.refuse("LIP013", f"the bias has shape {list(bias.array.shape)}, not [{channels}]")
     return repeated(vector_norms(bias.float64()), positions)
-
-
-def repeated(norms: PerNorm, positions: int) -> PerNorm:
-    """Norms of a vector whose every entry occurs ``positions`` times."""
-    return {
-        norm: constant_norm(norm, bound, positions) if norm is not Norm.LINF else bound for norm, bound in norms.items()
-    }
 
 
 @rule("BatchNormalization", attributes=("epsilon", "momentum", "training_mode", "spatial"), inputs=5)

@@ -6,15 +6,23 @@ import inspect
 from itertools import groupby
 from pathlib import Path
 
+import onnx
+
+from lipdeploy.verify.constants import EXACT
+from lipdeploy.verify.graph import OPSETS
 from lipdeploy.verify.motifs import MOTIFS
 from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES, Rule
 
+NEWEST = OPSETS.stop - 1
 PAGE = Path(__file__).parent.parent / "docs" / "rules.md"
 HEAD = """# Rules
 
 Generated from the registry by `make docs`; edit the rules' docstrings instead. Gains are given for ℓ2, ℓ∞ and ℓ1 where
 they differ. Every rule refuses attributes it does not list, and anything that touches the batch axis.
-The lemmas are in [mathematics.md](mathematics.md).
+Every rule and motif holds in ℓ2, ℓ∞ and ℓ1; the linear residuals, sandwiches and circular convolutions are proven in ℓ2
+only, and the node-by-node bound stays for the other norms. The lemmas, and why each holds, are in
+[mathematics.md](mathematics.md): arithmetic S3 and S4, linear C and D, operators S1, S2 and S5, pooling and resize P1
+and P2, motifs D6, E1 to E3 and S6 to S8.
 """
 
 
@@ -32,7 +40,17 @@ def page() -> str:
     for (domain, op), motifs in sorted(MOTIFS.items()):
         parts += [f"| {domain or 'ai.onnx'}.{op} | **{m.__name__}**: {_summary(m)} |" for m in motifs]
     parts.append("\n## Refused as not globally Lipschitz\n\n" + ", ".join(sorted(NOT_LIPSCHITZ)) + ".\n")
+    parts.append("## Evaluated where they do not depend on the input, exactly\n\n" + ", ".join(sorted(EXACT)) + ".\n")
+    parts.append("## Without a rule\n\nRefused by name (LIP001) where they meet data; of opset 23 and below.\n")
+    parts.append(", ".join(_without_a_rule()) + ".\n")
     return "\n".join(parts)
+
+
+def _without_a_rule() -> list[str]:
+    known = {op for domain, op in (*RULES, *MOTIFS) if not domain} | NOT_LIPSCHITZ | EXACT.keys()
+    schemas = [s for s in onnx.defs.get_all_schemas_with_history() if not s.domain and s.since_version <= NEWEST]
+    newest = {s.name: s for s in sorted(schemas, key=lambda s: s.since_version)}
+    return sorted(name for name, schema in newest.items() if not schema.deprecated and name not in known)
 
 
 def _row(function: object, group: list[tuple[tuple[str, str], Rule]]) -> str:

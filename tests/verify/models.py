@@ -159,6 +159,16 @@ class LinearSpline(OpRun):
         return (OPERATORS["LinearSpline"].evaluate(x, c, **OPERATORS["LinearSpline"].complete(_given(attributes))),)
 
 
+class Householder(OpRun):
+    """The operator's NumPy meaning, for the reference evaluator."""
+
+    op_domain = "lipdeploy"
+
+    def _run(self, x: Array, s: Array, c: Array, axis: int = 1, layout: int = 1) -> tuple[Array]:
+        attributes = {"axis": axis, "layout": layout}
+        return (OPERATORS["Householder"].evaluate(x, s, c, **OPERATORS["Householder"].complete(_given(attributes))),)
+
+
 def _given(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}
 
@@ -166,7 +176,7 @@ def _given(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def double_runner(proto: onnx.ModelProto) -> Callable[[Array], Array]:
     """x ↦ f(x) in float64 through onnx's reference evaluator: the real network up to about 1e-15."""
     wide = widened(proto)
-    evaluator = ReferenceEvaluator(wide, new_ops=[GroupSort, LinearSpline])
+    evaluator = ReferenceEvaluator(wide, new_ops=[GroupSort, Householder, LinearSpline])
     name = wide.graph.input[0].name
 
     def evaluate(x: Array) -> Array:

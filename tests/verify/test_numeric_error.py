@@ -196,9 +196,9 @@ def test_single_operators_in_float32(case: Any, norm: str) -> None:
     within(run(proto, x).astype(np.float64) - double_runner(proto)(x.astype(np.float64)), x, error, norm)
 
 
-@pytest.mark.parametrize("operator", ["Tanh", "Sigmoid", "Softplus", "Gelu", "Erf", "Mish", "Softmax", "Elu", "Sin"])
+@pytest.mark.parametrize("operator", ["Softplus", "Gelu", "Erf", "Mish", "Softmax", "Elu", "Sin"])
 def test_unspecified_rounding_gives_no_constants(operator: str) -> None:
-    assert judge(single(operator, (3,))).numeric_error == {"f32": None, "f64": None}
+    assert set(judge(single(operator, (3,))).numeric_error.values()) == {None}
 
 
 def test_a_float64_part_has_no_float32_program() -> None:

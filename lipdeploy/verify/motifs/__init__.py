@@ -5,18 +5,30 @@ from and a step for the whole. It only adds a second, tighter proof: the node-by
 """
 
 from lipdeploy.verify.graph import Call
-from lipdeploy.verify.motifs.activations import scaled_spline, silu
+from lipdeploy.verify.motifs.activations import gelu, log_sigmoid, mish, rectifier, scaled_spline, silu, softsign
+from lipdeploy.verify.motifs.blocks import small_blocks
+from lipdeploy.verify.motifs.bodies import operator_body
 from lipdeploy.verify.motifs.linear import centering, circular_convolution, linear_residual
 from lipdeploy.verify.motifs.matching import Found, Motif, Values
 from lipdeploy.verify.motifs.residual import residual_layer
-from lipdeploy.verify.motifs.sorting import crelu, sorted_pairs, split_pairs
+from lipdeploy.verify.motifs.roots import root_of_squares
+from lipdeploy.verify.motifs.sandwich import sandwich
+from lipdeploy.verify.motifs.sorting import crelu, order_statistics
 
 #: By the operator that a motif ends in.
 MOTIFS: dict[tuple[str, str], tuple[Motif, ...]] = {
-    ("", "Mul"): (scaled_spline, silu),
-    ("", "Concat"): (crelu, sorted_pairs, split_pairs),
-    ("", "Sub"): (centering, linear_residual, residual_layer),
-    ("", "Add"): (linear_residual, residual_layer),
+    ("", "Mul"): (scaled_spline, silu, mish, gelu),
+    ("", "Concat"): (crelu, order_statistics, small_blocks, operator_body),
+    ("", "Sub"): (centering, linear_residual, residual_layer, small_blocks),
+    ("", "Add"): (linear_residual, residual_layer, small_blocks),
+    **{("", op): (operator_body,) for op in ("Identity", "Reshape", "If")},
+    ("", "Where"): (rectifier, operator_body),
+    ("", "Div"): (softsign,),
+    ("", "Log"): (log_sigmoid,),
+    ("", "Sqrt"): (root_of_squares,),
+    ("", "Pow"): (root_of_squares,),
+    ("", "Gemm"): (sandwich,),
+    ("", "MatMul"): (sandwich,),
     ("", "Conv"): (circular_convolution,),
 }
 

@@ -9,12 +9,14 @@ import numpy as np
 
 from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call, Flow
+from lipdeploy.verify.motifs.layers import UNDERFLOW, Factor, Layer, behind, operator_norm_up, read_layer
 from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, output_of
+from lipdeploy.verify.motifs.tracing import Trace, bases
 from lipdeploy.verify.norms import Norm, per_norm
-from lipdeploy.verify.operator_norm import Convolution, spectral_norm_up
+from lipdeploy.verify.operator_norm import Convolution
+from lipdeploy.verify.operator_norm.sums import Array, largest
 from lipdeploy.verify.rounding import fraction_up
 from lipdeploy.verify.rules.pooling import reduced
-from lipdeploy.verify.rules.structure import pads_per_axis
 from lipdeploy.verify.rules.windows import windows
 from lipdeploy.verify.step import Step
 
@@ -37,81 +39,112 @@ def centering(call: Call, values: Values) -> Found | None:
 
 
 def circular_convolution(call: Call, values: Values) -> Found | None:
-    """Pad(wrap) → Conv is part of a circulant on the image itself (Lemma D6): its symbol on the image's own grid.
+    """Circular padding, then Conv, is part of a circulant on the image itself (Lemma D6), however it is written.
 
     Holds per axis when the wrapped entries do not exceed the kernel's reach, (k − 1)·dilation, and the stride divides
-    the image: then the kept windows are distinct windows of the circulant.
+    the image: then the kept windows are distinct windows of the circulant, whose symbol lives on the image's own grid.
     """
-    padding = judged_inputs(call.producer(call.input_names[0]), "Pad", values)
-    if padding is None or padding.string("mode", "constant") != "wrap" or Norm.L2 not in call.norms:
+    output = output_of(call, values)
+    if output is None or Norm.L2 not in call.norms:
         return None
-    source, output = padding.flow(0), output_of(call, values)
-    kernel, groups = call.required_constant(1).float64(), call.integer("group", 1)
-    if output is None or call.integers("pads", (0,) * 2 * len(source.shape[1:])) != (0,) * 2 * len(source.shape[1:]):
+    call = call.with_inputs([values(name) if name else None for name in call.input_names])
+    kernel, groups, image = call.required_constant(1).float64(), call.integer("group", 1), call.flow(0).shape[1:]
+    window = windows(call, image, kernel.shape[2:])
+    if any(pad != (0, 0) for pad in window.pads):
         return None
-    pads = pads_per_axis(padding, len(source.shape) + 1)
-    if call.string("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or pads[0] != (0, 0):
+    reaches = [(taps - 1) * d for taps, d in zip(kernel.shape[2:], window.dilations, strict=True)]
+    chosen = None
+    for base in bases(call, values):  # the farthest one that fits: axes may be padded one after the other
+        source = values(base)
+        pads = _wrapped(call, base, source, values) if isinstance(source, Flow) else None
+        if pads is None or not isinstance(source, Flow):
+            continue
+        fits = all(sum(pad) <= reach for pad, reach in zip(pads, reaches, strict=True))
+        if fits and not any(size % stride for size, stride in zip(source.shape[1:], window.strides, strict=True)):
+            chosen = source
+    if chosen is None:
         return None
-    axes = len(source.shape) - 1
-    strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
-    for size, pad, taps, stride, dilation in zip(
-        source.shape[1:], pads[1:], kernel.shape[2:], strides, dilations, strict=True
-    ):
-        if min(pad) < 0 or sum(pad) > (taps - 1) * dilation or size % stride:
-            return None
-    operator = Convolution(kernel, source.shape[1:], ((0, 0),) * axes, strides, dilations, groups, output.shape[1:])
-    gain = operator.circulant_norm_up()
-    return source, Step(output.shape, ({(Norm.L2, Norm.L2): gain},), "circular convolution", rounding=None)
+    none = ((0, 0),) * len(reaches)
+    operator = Convolution(kernel, chosen.shape[1:], none, window.strides, window.dilations, groups, output.shape[1:])
+    gains = {(Norm.L2, Norm.L2): operator.circulant_norm_up()}
+    return chosen, Step(output.shape, (gains,), "circular convolution", rounding=None)
+
+
+def _wrapped(call: Call, base: str, source: Flow, values: Values) -> list[tuple[int, int]] | None:
+    """(begin, end) per image axis when the convolution's input is the base with circular padding, exactly."""
+    padded = call.flow(0)
+    if len(padded.shape) != len(source.shape) or padded.shape[0] != source.shape[0]:
+        return None
+    traced = Trace(call, base, values).of(padded.name)
+    if traced is None or not traced.single or padded.name == base:
+        return None
+    entries = traced.members.reshape(padded.shape)
+    first = np.unravel_index(int(entries.reshape(-1)[0]), source.shape)[1:]
+    begins = [-int(index) % size for index, size in zip(first, source.shape[1:], strict=True)]
+    pads = [
+        (begin, out - size - begin) for begin, out, size in zip(begins, padded.shape[1:], source.shape[1:], strict=True)
+    ]
+    if any(end < 0 for _, end in pads):
+        return None
+    expected = np.pad(np.arange(source.size).reshape(source.shape), [(0, 0), *pads], mode="wrap")
+    return pads if np.array_equal(entries, expected) else None
 
 
 def linear_residual(call: Call, values: Values) -> Found | None:
-    """x ± W·x is one linear map: the norm of I ± W, or of the convolution with ±1 added to its centre tap."""
-    if len(call.input_names) != 2 or Norm.L2 not in call.norms:
+    """a·x ± W·x is one linear map: the norm of diag(a) ± W, or of the convolution with ±a added to its centre tap."""
+    output = output_of(call, values)
+    if len(call.input_names) != 2 or Norm.L2 not in call.norms or output is None:
         return None
-    for straight, branch in (call.input_names, call.input_names[::-1]):
-        source, output = values(straight), output_of(call, values)
-        if not isinstance(source, Flow) or output is None or output.shape != source.shape:
-            continue
-        sign = -1.0 if call.op == "Sub" else 1.0
-        gain = _identity_plus(call, branch, straight, sign, values)
-        if gain is not None:
-            # 1 + w rounds once per entry of the diagonal, by at most 2⁻⁵³ relative.
-            step = Step(source.shape, ({(Norm.L2, Norm.L2): gain + gain * ULPS + ULPS},), "linear residual")
-            return source, replace(step, rounding=None)
+    for index, (straight, branch) in enumerate((call.input_names, call.input_names[::-1])):
+        signs = (1.0, 1.0) if call.op == "Add" else (-1.0, 1.0) if index else (1.0, -1.0)
+        for base, factors in _scaled_identities(call, straight, values):
+            source, layer = values(base), read_layer(call, branch, values, stop=base)
+            if layer is None or layer.source != base or not isinstance(source, Flow) or source.shape != output.shape:
+                continue
+            gain = _identity_plus(layer, factors, signs, source)
+            if gain is not None:
+                return source, Step(output.shape, ({(Norm.L2, Norm.L2): gain},), "linear residual", rounding=None)
     return None
 
 
-def _identity_plus(call: Call, branch: str, source: str, sign: float, values: Values) -> Bound | None:
-    """‖I + sign·W‖ for the Gemm, MatMul or Conv from ``source`` to ``branch``."""
-    node = call.producer(branch)
-    if node is None or not isinstance(values(branch), Flow) or not node.input_names or node.input_names[0] != source:
+def _scaled_identities(call: Call, name: str, values: Values) -> list[tuple[str, list[Factor]]]:
+    """(base, factors) of a tensor that is its base, but for shifts and channel factors; the nearest base first."""
+    far, _, factors = behind(call, name, values)
+    return [(name, [])] if far == name else [(name, []), (far, factors)]
+
+
+def _identity_plus(layer: Layer, factors: list[Factor], signs: tuple[float, float], source: Flow) -> Bound | None:
+    """‖±diag(a) ± W‖ for W = ``layer`` and a the product of the factors."""
+    identity = np.full(source.shape[0], signs[0])
+    for factor in factors:
+        identity = identity * factor.numbers
+    roundings = sum(factor.roundings + 1 for factor in factors)
+    layer = replace(layer, kernel=signs[1] * layer.kernel)
+    kernel = _with_diagonal(layer, identity)
+    if kernel is None or not np.all(np.isfinite(kernel)):
         return None
-    convolution = judged_inputs(node, "Conv", values)
-    if convolution is not None:
-        return _identity_plus_convolution(convolution, sign)
-    for op in ("Gemm", "MatMul"):
-        linear = judged_inputs(node, op, values)
-        if linear is not None and len(linear.flow(0).shape) == 1 and linear.real("alpha", 1.0) == 1.0:
-            weight = linear.required_constant(1).float64()
-            square = weight.ndim == 2 and weight.shape[0] == weight.shape[1]
-            return spectral_norm_up(np.eye(len(weight)) + sign * weight) if square else None
-    return None
+    gain = operator_norm_up(kernel, layer.geometry)
+    # The sum rounds once per entry of the diagonal, the factors as often as counted.
+    own = Bound(largest(identity)) * Bound((roundings + 2.0) * 2.0**-52)
+    return gain + gain * ULPS + own + layer.slack() + UNDERFLOW
 
 
-def _identity_plus_convolution(call: Call, sign: float) -> Bound | None:
-    """Tap a reads pixel o·s + a·d − p, so the identity is the tap with a·d = p on every axis, for stride 1."""
-    kernel, image = call.required_constant(1).float64(), call.flow(0).shape[1:]
-    window = windows(call, image, kernel.shape[2:])
+def _with_diagonal(layer: Layer, identity: Array) -> Array | None:
+    """The layer's kernel with ``identity`` added where an entry meets itself."""
+    kernel = layer.kernel
+    if layer.geometry is None:
+        square = kernel.shape[0] == kernel.shape[1] == len(identity)
+        return kernel + np.diag(identity) if square else None
+    window, taps = layer.geometry.window, kernel.shape[2:]
+    # Tap a reads pixel o·s + a·d − p, so the identity is the tap with a·d = p on every axis, for stride 1.
     centre = tuple(begin // d for (begin, _), d in zip(window.pads, window.dilations, strict=True))
     fits = all(
-        c * d == begin and c < taps
-        for c, d, (begin, _), taps in zip(centre, window.dilations, window.pads, kernel.shape[2:], strict=True)
+        c * d == begin and c < t
+        for c, d, (begin, _), t in zip(centre, window.dilations, window.pads, taps, strict=True)
     )
-    square = call.integer("group", 1) == 1 and kernel.shape[0] == kernel.shape[1] and window.outputs == image
-    if not fits or not square or set(window.strides) != {1}:
+    square = layer.geometry.groups == 1 and kernel.shape[0] == kernel.shape[1] and window.outputs == window.inputs
+    if layer.adjoint or not fits or not square or set(window.strides) != {1}:
         return None
-    shifted = np.moveaxis(sign * kernel, (0, 1), (-2, -1))
-    shifted[centre] += np.eye(len(kernel))
-    shifted = np.ascontiguousarray(np.moveaxis(shifted, (-2, -1), (0, 1)))
-    operator = Convolution(shifted, image, window.pads, window.strides, window.dilations, 1, window.outputs)
-    return operator.spectral_norm_up()
+    moved = np.moveaxis(kernel, (0, 1), (-2, -1)).copy()
+    moved[centre] += np.diag(identity)
+    return np.ascontiguousarray(np.moveaxis(moved, (-2, -1), (0, 1)))

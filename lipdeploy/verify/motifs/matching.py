@@ -8,7 +8,8 @@ from lipdeploy.verify.graph import Call, Flow, Unproven, Value
 from lipdeploy.verify.step import Step
 
 Values = Callable[[str], "Value | None"]
-Found = tuple[Flow, Step]
+#: The tensor (or tensors) that a sub-graph starts from, and the step for the whole.
+Found = tuple[Flow | tuple[Flow, ...], Step]
 Motif = Callable[[Call, Values], "Found | None"]
 
 

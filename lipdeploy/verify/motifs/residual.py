@@ -1,121 +1,98 @@
-"""Residual layers that are 1-Lipschitz by design: SLL and CPL, x − 2·W·T⁻¹·σ(Wᵀx + b)."""
+"""Residual layers that are 1-Lipschitz by design: SLL and CPL, x − 2·W·T⁻¹·σ(Wᵀx + b), dense and convolutional."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from lipdeploy.verify.bound import ONE, Bound
-from lipdeploy.verify.graph import Call, Constant, Flow
-from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs
+from lipdeploy.verify.graph import Call, Flow
+from lipdeploy.verify.motifs.layers import Layer, as_adjoint, loose_up, operator_norm_up, read_layer, rough_norm_up
+from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, output_of
 from lipdeploy.verify.norms import Norm
-from lipdeploy.verify.operator_norm import ProofFailed, spectral_norm_up
-from lipdeploy.verify.operator_norm.psd import residual_up
-from lipdeploy.verify.operator_norm.sums import Array, frobenius, square_sum
-from lipdeploy.verify.rounding import UNIT_ROUNDOFF, add_up, gamma_up
+from lipdeploy.verify.operator_norm import ProofFailed
+from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.step import Step
 
 #: Activations whose every slope lies in [0, 1]; only for them does Lemma E1 hold.
 MONOTONE = frozenset({"Relu", "Clip", "Tanh", "Sigmoid", "Softplus"})
-INFLATIONS = (1e-13, 1e-11, 1e-9, 1e-7, 1e-5)
 
 
 def residual_layer(call: Call, values: Values) -> Found | None:
-    """y = x + G·σ(F·x + b), slopes of σ in [0, 1]: 1 + ‖G + 2FᵀT⁻¹‖·‖F‖ for any diagonal T ⪰ F·Fᵀ (Lemma E1)."""
-    if len(call.input_names) != 2 or Norm.L2 not in call.norms:
+    """y = x + G·σ(F·x + b), slopes of σ in [0, 1]: 1 + ‖G + 2FᵀT⁻¹‖·‖F‖ for any diagonal T ⪰ F·Fᵀ (Lemma E1).
+
+    T is read off the stored G and F, one number per inner channel, and raised until ‖T^(−½)·F‖ ≤ 1 is proven. F and G
+    may be matrices, or a convolution and a transposed one over the same windows, with shifts and channel factors.
+    """
+    output = output_of(call, values)
+    if len(call.input_names) != 2 or Norm.L2 not in call.norms or output is None:
         return None
     for straight, branch in (call.input_names, call.input_names[::-1]):
         if call.op == "Sub" and branch != call.input_names[1]:
             continue
         source = values(straight)
         layers = _branch(call, branch, straight, values) if isinstance(source, Flow) else None
-        if layers is None or not isinstance(source, Flow):
+        if layers is None or not isinstance(source, Flow) or source.shape != output.shape:
             continue
         inner, outer = layers
-        gain = _gain(inner, -outer if call.op == "Sub" else outer)
+        gain = _gain(inner, outer, -1.0 if call.op == "Sub" else 1.0)
         if gain is not None:
             step = Step(source.shape, ({(Norm.L2, Norm.L2): gain},), "1-Lipschitz residual", rounding=None)
             return source, step
     return None
 
 
-def _branch(call: Call, branch: str, source: str, values: Values) -> tuple[Array, Array] | None:
-    """(F, G) of Linear → σ → Linear from ``source`` to ``branch``; biases do not matter for F, and G has none here."""
-    last = _linear(call, branch, values)
-    if last is None:
+def _branch(call: Call, branch: str, source: str, values: Values) -> tuple[Layer, Layer] | None:
+    """(F, G) of Linear → σ → Linear from ``source`` to ``branch``, G as an adjoint over F's windows."""
+    last = read_layer(call, branch, values)
+    inner = monotone_input(call, last.source, values) if last is not None else None
+    first = read_layer(call, inner, values, stop=source) if inner is not None else None
+    if last is None or first is None or first.source != source or first.adjoint:
         return None
-    activation = call.producer(last[1])
-    if activation is None or activation.domain or activation.op not in MONOTONE:
-        return None
-    if not isinstance(values(activation.output_names[0]), Flow):
-        return None
-    first = _linear(call, activation.input_names[0], values)
-    return (first[0], last[0]) if first is not None and first[1] == source else None
+    outer = as_adjoint(last)
+    fits = outer.adjoint and outer.kernel.shape == first.kernel.shape and outer.geometry == first.geometry
+    return (first, outer) if fits else None
 
 
-def _linear(call: Call, name: str, values: Values) -> tuple[Array, str] | None:
-    """(matrix, input) of the Gemm, or MatMul with an optional constant Add, that produces ``name``."""
+def monotone_input(call: Call, name: str, values: Values) -> str | None:
+    """What an activation with slopes in [0, 1] is applied to."""
     node = call.producer(name)
-    if not isinstance(values(name), Flow):
+    if node is None or not isinstance(values(name), Flow):
         return None
-    if node is not None and not node.domain and node.op == "Add":
-        data = [n for n in node.input_names if isinstance(values(n), Flow)]
-        shift = values(name)
-        node = call.producer(data[0]) if len(data) == 1 and isinstance(shift, Flow) else None
-        inner = values(data[0]) if data else None
-        if node is None or not isinstance(inner, Flow) or not isinstance(shift, Flow) or inner.shape != shift.shape:
-            return None
-    for op in ("Gemm", "MatMul"):
-        linear = judged_inputs(node, op, values)
-        if linear is None or not isinstance(linear.inputs[0], Flow) or not isinstance(linear.inputs[1], Constant):
-            continue
-        weight = linear.required_constant(1).float64()
-        if len(linear.flow(0).shape) != 1 or weight.ndim != 2 or linear.real("alpha", 1.0) != 1.0:
-            return None
-        transposed = op == "Gemm" and linear.integer("transB", 0) == 1
-        return (weight if transposed else weight.T), linear.input_names[0]
-    return None
+    bound = judged_inputs(node, node.op, values)
+    if bound is None or bound.op not in MONOTONE | {"Max", "LeakyRelu"} or len(bound.flows()) != 1:
+        return None
+    if bound.op == "LeakyRelu" and not 0.0 <= bound.real("alpha", 0.009999999776482582) <= 1.0:
+        return None
+    (source,), result = bound.flows(), values(name)
+    return source.name if isinstance(result, Flow) and source.shape == result.shape else None
 
 
-def _gain(inner: Array, outer: Array) -> Bound | None:
-    """The least bound over some T near the one that G was made with; ``None`` when none fits."""
-    if inner.shape != outer.T.shape:
+def _gain(first: Layer, outer: Layer, sign: float) -> Bound | None:
+    inner, back = (layer.kernel.reshape(len(layer.kernel), -1) for layer in (first, outer))
+    roots = _inverse_roots(inner, sign * back)
+    if roots is None:
         return None
-    projections = np.einsum("ij,ji->i", inner, outer)
-    squares = np.square(inner).sum(axis=1)
-    with np.errstate(all="ignore"):
-        guess = -2.0 * squares / projections
-    dead = ~np.any(outer, axis=0)
-    guess = np.where(dead, 1e9 * np.maximum(np.abs(inner @ inner.T).sum(axis=1), 1.0), guess)
-    if not np.all(np.isfinite(guess)) or np.any(guess <= 0.0):
-        return None
-    candidates = [_gain_for(inner, outer, guess * (1.0 + inflation)) for inflation in INFLATIONS]
-    return min((gain for gain in candidates if gain is not None), default=None)
-
-
-def _gain_for(inner: Array, outer: Array, diagonal: Array) -> Bound | None:
-    shift = _deficiency(inner, diagonal)
-    if shift is None:
-        return None
-    dominating = np.nextafter(diagonal + shift, np.inf)
-    mismatch = outer + 2.0 * inner.T / dominating
-    # Each entry carries two roundings of the quotient and one of the sum.
-    slack = Bound(3 * UNIT_ROUNDOFF * 1.01) * (frobenius(outer) + frobenius(2.0 * inner.T / dominating))
+    shape = (-1, *[1] * (first.kernel.ndim - 1))
     try:
-        return ONE + (spectral_norm_up(mismatch) + slack) * spectral_norm_up(inner)
+        shrunk = first.kernel * roots.reshape(shape)
+        reach = max(operator_norm_up(shrunk, first.geometry) + loose_up(shrunk, first.roundings + 1), ONE)
+        # T⁻¹ = roots²/reach² makes T ⪰ F·Fᵀ. Squares, quotients, products and the sum below round ten times at most.
+        pull = 2.0 * (roots / float(reach)) ** 2
+        wanted = first.kernel * pull.reshape(shape)
+        mismatch = sign * outer.kernel + wanted
+        roundings = 10 + first.roundings + outer.roundings
+        loose = loose_up(outer.kernel, roundings) + loose_up(wanted, roundings)
+        return ONE + (rough_norm_up(mismatch) + loose) * first.norm_up()
     except ProofFailed:
         return None
 
 
-def _deficiency(inner: Array, diagonal: Array) -> float | None:
-    """A number s ≥ 0 with diag + s·I ⪰ F·Fᵀ, from an untrusted factor (Lemma C1)."""
-    gram = inner @ inner.T
-    gram = np.tril(gram) + np.tril(gram, -1).T
-    difference = np.diag(diagonal) - gram
-    try:
-        factor = np.linalg.cholesky(difference)
-    except np.linalg.LinAlgError:
+def _inverse_roots(inner: Array, outer: Array) -> Array | None:
+    """T^(−½) per inner channel, from G = −2FᵀT⁻¹ as far as the stored numbers say so; 0 where G is zero."""
+    projections, squares = (np.einsum("ij,ij->i", inner, part) for part in (outer, inner))
+    alive = np.any(outer != 0.0, axis=1) & (squares > 0.0)
+    with np.errstate(all="ignore"):
+        inverse = np.where(alive, -projections / (2.0 * squares), 0.0)
+    if not np.all(np.isfinite(inverse)) or np.any(inverse < 0.0):
         return None
-    gram_error = gamma_up(inner.shape[1] + 1) * square_sum(inner) * 1.01
-    rounding = 2 * UNIT_ROUNDOFF * float(np.abs(np.diag(difference)).max())
-    shift = add_up(float(residual_up(difference, None, factor)), gram_error, rounding)
-    return shift if np.isfinite(shift) else None
+    return np.sqrt(inverse)

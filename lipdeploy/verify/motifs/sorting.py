@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lipdeploy.verify.bound import ONE
 from lipdeploy.verify.graph import Call, Flow
-from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, output_of
-from lipdeploy.verify.norms import diagonal
-from lipdeploy.verify.rules.pooling import reduced
+from lipdeploy.verify.motifs.matching import Found, Values, output_of
+from lipdeploy.verify.motifs.tracing import Trace, bases, multiplicity
+from lipdeploy.verify.norms import diagonal, replication
 from lipdeploy.verify.step import Step
 
 
@@ -28,43 +28,20 @@ def crelu(call: Call, values: Values) -> Found | None:
     return None
 
 
-def sorted_pairs(call: Call, values: Values) -> Found | None:
-    """Concat(ReduceMin(z), ReduceMax(z)) along an axis of size 2 sorts pairs: 1 in every norm."""
-    if len(call.input_names) != 2:
-        return None
-    parts = [call.producer(name) for name in call.input_names]
-    low, high = (
-        next((bound for part in parts if (bound := judged_inputs(part, op, values))), None)
-        for op in ("ReduceMin", "ReduceMax")
-    )
-    output = output_of(call, values)
-    if low is None or high is None or output is None or low.input_names[0] != high.input_names[0]:
-        return None
-    source = low.flow(0)
-    axis = call.axis("axis", None, len(source.shape) + 1)
-    kept = tuple(1 if i + 1 == axis else n for i, n in enumerate(source.shape))
-    if axis == 0 or source.shape[axis - 1] != 2 or any(reduced(part) != (kept, 2) for part in (low, high)):
-        return None
-    return source, Step(output.shape, (diagonal(ONE),), "sorting pairs")
+def order_statistics(call: Call, values: Values) -> Found | None:
+    """Pieces that are order statistics of disjoint groups of one tensor, each at most r times: r^(1/p) (Lemma S6).
 
-
-def split_pairs(call: Call, values: Values) -> Found | None:
-    """Concat of Max(a, b) and Min(a, b) for the two halves a, b of one tensor sorts pairs: 1 in every norm."""
-    if len(call.input_names) != 2:
-        return None
-    parts = [call.producer(name) for name in call.input_names]
-    high, low = (
-        next((bound for part in parts if (bound := judged_inputs(part, op, values))), None) for op in ("Max", "Min")
-    )
+    Covers sorting and MaxMin in any spelling (Reshape with ReduceMin and ReduceMax, Split, strided Slice or Gather with
+    Max and Min, TopK), channel shuffles, rolls and circular padding made of slices.
+    """
     output = output_of(call, values)
-    if high is None or low is None or output is None or len(high.input_names) != 2:
+    if output is None:
         return None
-    halves = [call.producer(name) for name in high.input_names]
-    same = sorted(high.input_names) == sorted(low.input_names) and high.input_names[0] != high.input_names[1]
-    split = judged_inputs(halves[0], "Split", values)
-    if not same or split is None or halves[0] != halves[1] or len(split.output_names) != 2:
-        return None
-    first, second = (values(name) for name in split.output_names)
-    if not isinstance(first, Flow) or not isinstance(second, Flow) or first.shape != second.shape:
-        return None
-    return split.flow(0), Step(output.shape, (diagonal(ONE),), "sorting pairs")
+    bound = call.with_inputs([values(name) if name else None for name in call.input_names])
+    for base in bases(call, values):
+        source, statistics = values(base), Trace(call, base, values).joined(bound)
+        copies = multiplicity(statistics) if statistics is not None else None
+        if copies is not None and isinstance(source, Flow):
+            name = "permutation" if statistics is not None and statistics.single and copies == 1 else "order statistics"
+            return source, Step(output.shape, (replication(copies),), name)
+    return None

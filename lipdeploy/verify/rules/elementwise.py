@@ -73,9 +73,16 @@ def _two_slopes(call: Call, negative: float) -> Step:
 
 @rule(*SMOOTH)
 def smooth(call: Call) -> Step:
-    """The largest slope of the activation. How its implementation rounds is not specified: no deployed guarantee."""
+    """The largest slope of the activation. How runtimes round it is not specified; Tanh and Sigmoid of the float64
+    program are written out in sums, products and quotients, and err by at most 4500·2⁻⁵³ (F5)."""
     gain, at_zero = SMOOTH[call.op]
-    return Step(call.flow().shape, (diagonal(gain),), "largest slope", at_zero=everywhere(call, at_zero), rounding=None)
+    shape, rounding = call.flow().shape, _written_out(call) if call.op in ("Tanh", "Sigmoid") else None
+    return Step(shape, (diagonal(gain),), "largest slope", at_zero=everywhere(call, at_zero), rounding=rounding)
+
+
+def _written_out(call: Call) -> Rounding:
+    nothing, peak = (diagonal(ZERO),), (Bound(2.0), Bound(64.0))
+    return Rounding(terms=4500, gains=nothing, offset=everywhere(call, ONE), peak=peak, only="f64")
 
 
 @rule("Gelu", attributes=("approximate",))
@@ -150,3 +157,23 @@ def dropout(call: Call) -> Step:
 def identity(call: Call) -> Step:
     """1 in every norm."""
     return one_lipschitz(call.flow().shape, "identity", EXACT)
+
+
+@rule("Shrink", attributes=("bias", "lambd"))
+def shrink(call: Call) -> Step:
+    """x ∓ λ outside [−λ, λ], 0 inside: 1-Lipschitz where bias = λ ≥ 0; it jumps otherwise."""
+    bias, threshold = call.real("bias", 0.0), call.real("lambd", 0.5)
+    if bias != threshold or threshold < 0.0:
+        raise call.refuse("LIP010", f"bias {bias} is not lambd {threshold}: the function jumps")
+    limit = Bound(threshold)
+    rounding = Rounding(terms=1, offset=everywhere(call, limit), underflow=1.0, peak=(ONE, limit))
+    return Step(call.flow().shape, (diagonal(ONE),), "soft threshold", rounding=rounding)
+
+
+@rule("ThresholdedRelu", attributes=("alpha",))
+def thresholded_relu(call: Call) -> Step:
+    """x above α, 0 below: the rectifier for α = 0; it jumps otherwise."""
+    alpha = call.real("alpha", 1.0)
+    if alpha != 0.0:
+        raise call.refuse("LIP010", f"alpha is {alpha}: the function jumps")
+    return one_lipschitz(call.flow().shape, "slope ≤ 1")

@@ -9,6 +9,7 @@ import numpy as np
 
 from lipdeploy.verify.bound import ONE, Bound
 from lipdeploy.verify.graph import Call
+from lipdeploy.verify.limits import MOST_AVERAGED, MOST_LISTED, check_listed
 from lipdeploy.verify.norms import Gains, Norm, constant_norm, diagonal, per_norm
 from lipdeploy.verify.operator_norm import dense_gains
 from lipdeploy.verify.operator_norm.sums import Array
@@ -25,21 +26,16 @@ def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
     if len(shape) < 2:
         raise call.refuse("LIP013", f"pooling needs (channels, *image), not {list(shape)}")
     kernel = call.integers("kernel_shape")
-    window = windows(call, shape[1:], kernel)
+    ceil = bool(call.integer("ceil_mode", 0))
+    window = windows(call, shape[1:], kernel, ceil=ceil)
+    check_listed(call, (n * k for n, k in zip(window.outputs, kernel, strict=True)), MOST_LISTED)
     if call.string("auto_pad", "NOTSET").startswith("SAME") and max(window.dilations) > 1:
         raise call.refuse("LIP002", "runtimes disagree about auto_pad with dilations; state the pads")
-    if call.integer("ceil_mode", 0) and not _ceil_changes_nothing(window, kernel):
-        raise call.refuse("LIP002", "ceil_mode adds windows that reach past the padding")
+    if ceil and call.string("auto_pad", "NOTSET") != "NOTSET" and window != windows(call, shape[1:], kernel):
+        raise call.refuse("LIP002", "runtimes disagree about auto_pad with ceil_mode; state the pads")
     if any(not inside for axis, taps in enumerate(kernel) for inside in _inside(window, axis, taps)):
         raise call.refuse("LIP002", "a window lies wholly in the padding")
     return shape[0], window, kernel
-
-
-def _ceil_changes_nothing(window: Windows, kernel: tuple[int, ...]) -> bool:
-    return all(
-        (n + sum(pad) - (k - 1) * d - 1) % s == 0
-        for n, pad, k, d, s in zip(window.inputs, window.pads, kernel, window.dilations, window.strides, strict=True)
-    )
 
 
 @rule("MaxPool", attributes=(*POOL, "storage_order"))
@@ -55,8 +51,7 @@ def max_pool(call: Call) -> Step:
 def average_pool(call: Call) -> Step:
     """The Kronecker product of one averaging matrix per axis: its norm is the product of theirs."""
     channels, window, kernel = _pool_windows(call)
-    include = bool(call.integer("count_include_pad", 0))
-    matrices = [_averaging_matrix(window, axis, kernel[axis], include) for axis in range(len(kernel))]
+    matrices = averaging_matrices(call)
     gains: dict[tuple[Norm, Norm], Bound] = dict(diagonal(ONE))
     for matrix in matrices:
         factors = dense_gains(matrix, tuple(Norm))
@@ -64,11 +59,26 @@ def average_pool(call: Call) -> Step:
     return Step((channels, *window.outputs), (gains,), "averaging", rounding=_means(math.prod(kernel)))
 
 
+def averaging_matrices(call: Call) -> list[Array]:
+    """(outputs, inputs) per axis, of an AveragePool."""
+    _, window, kernel = _pool_windows(call)
+    include = bool(call.integer("count_include_pad", 0))
+    check_listed(call, (n * m for n, m in zip(window.inputs, window.outputs, strict=True)), MOST_AVERAGED)
+    return [_averaging_matrix(window, axis, kernel[axis], include) for axis in range(len(kernel))]
+
+
 def _averaging_matrix(window: Windows, axis: int, taps: int, include_pad: bool) -> Array:
-    """(outputs, inputs); stored weights 1/count err by u relative, which ``average_pool`` adds to the norm."""
+    """(outputs, inputs); stored weights 1/count err by u relative, which ``average_pool`` adds to the norm.
+
+    With ``include_pad`` the taps inside image and padding count. Some runtimes count those beyond it too, where
+    ceil_mode lets a window reach there: their weights are smaller, and so are all norms of a non-negative matrix.
+    """
     matrix = np.zeros((window.outputs[axis], window.inputs[axis]))
+    end = window.inputs[axis] + window.pads[axis][1]
     for row, columns in enumerate(_inside(window, axis, taps)):
-        matrix[row, columns] = 1.0 / (taps if include_pad else len(columns))
+        start = row * window.strides[axis] - window.pads[axis][0]
+        counted = sum(start + tap * window.dilations[axis] < end for tap in range(taps))
+        matrix[row, columns] = 1.0 / (counted if include_pad else len(columns))
     return matrix
 
 
@@ -80,14 +90,32 @@ def _inside(window: Windows, axis: int, taps: int) -> list[list[int]]:
 
 
 @rule("LpPool", attributes=(*POOL, "p"))
-def l2_pool(call: Call) -> Step:
-    """‖window‖₂ moves no further than the window: √c in ℓ2, √k in ℓ∞, c in ℓ1 (k taps, an entry in c windows)."""
-    if call.integer("p", 2) != 2:
-        raise call.refuse("LIP002", "only p = 2 has a rule")
+def lp_pool(call: Call) -> Step:
+    """‖window‖₂ moves no further than the window: √c in ℓ2, √k in ℓ∞, c in ℓ1 (k taps, an entry in c windows).
+
+    ‖window‖₁ moves like a sum: √(c·k), k, c.
+    """
     channels, window, kernel = _pool_windows(call)
-    copies = float(_coverage(window, kernel))
-    gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), Bound(sqrt_up(float(math.prod(kernel)))))
-    return Step((channels, *window.outputs), (gains,), "ℓ2 pooling", rounding=None)
+    copies, taps = float(_coverage(window, kernel)), float(math.prod(kernel))
+    order = _order(call)
+    if order == 1:
+        gains = per_norm(Bound(copies), Bound(sqrt_up(copies * taps)), Bound(taps))
+    else:
+        gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), Bound(sqrt_up(taps)))
+    return Step((channels, *window.outputs), (gains,), f"ℓ{order} pooling", rounding=None)
+
+
+def _order(call: Call) -> int:
+    order = call.integer("p", 2)
+    if order not in (1, 2):
+        raise call.refuse("LIP002", f"p = {order}; only 1 and 2 have a rule")
+    return order
+
+
+def pool_coverage(call: Call) -> int:
+    """In how many windows of a pool an entry can lie."""
+    _, window, kernel = _pool_windows(call)
+    return _coverage(window, kernel)
 
 
 def _coverage(window: Windows, kernel: tuple[int, ...]) -> int:
@@ -175,25 +203,25 @@ def reduce_log_sum_exp(call: Call) -> Step:
 
 
 @rule("GlobalLpPool", attributes=("p",))
-def global_l2_pool(call: Call) -> Step:
-    """‖map‖₂ per channel: 1 in ℓ2 and ℓ1, √n in ℓ∞."""
-    if call.integer("p", 2) != 2:
-        raise call.refuse("LIP002", "only p = 2 has a rule")
+def global_lp_pool(call: Call) -> Step:
+    """‖map‖₂ per channel: 1 in ℓ2 and ℓ1, √n in ℓ∞. ‖map‖₁ moves like a sum: √n, n, 1."""
     shape = call.flow().shape
-    gains = per_norm(ONE, ONE, Bound(sqrt_up(float(math.prod(shape[1:])))))
-    return Step((shape[0], *(1 for _ in shape[1:])), (gains,), "ℓ2 pooling", rounding=None)
+    count, order = math.prod(shape[1:]), _order(call)
+    gains = sum_gains(count) if order == 1 else per_norm(ONE, ONE, Bound(sqrt_up(float(count))))
+    return Step((shape[0], *(1 for _ in shape[1:])), (gains,), f"ℓ{order} pooling", rounding=None)
 
 
 def reduced(call: Call) -> tuple[tuple[int, ...], int]:
     """(shape after the reduction, entries reduced into one); the batch axis must not be among the axes."""
     flow = call.flow()
-    axes = _reduction_axes(call, len(flow.shape) + 1)
+    axes = reduction_axes(call, len(flow.shape) + 1)
     keep = call.integer("keepdims", 1)
     shape = [1 if i + 1 in axes else n for i, n in enumerate(flow.shape) if keep or i + 1 not in axes]
     return tuple(shape), math.prod(n for i, n in enumerate(flow.shape) if i + 1 in axes)
 
 
-def _reduction_axes(call: Call, rank: int) -> set[int]:
+def reduction_axes(call: Call, rank: int) -> set[int]:
+    """The axes that a reduction takes together, counted from 0; the batch axis is refused."""
     given: Sequence[int] = call.integers("axes", ())
     constant = call.constant(1)
     if constant is not None:

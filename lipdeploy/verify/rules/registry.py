@@ -82,8 +82,6 @@ NOT_LIPSCHITZ = frozenset(
         "OneHot",
         "NonZero",
         "Hardmax",
-        "ThresholdedRelu",
-        "Shrink",
         "LogSoftmax",
         "LayerNormalization",
         "InstanceNormalization",

@@ -9,7 +9,9 @@ import numpy as np
 from onnx import TensorProto
 
 from lipdeploy.verify.bound import ONE, Bound
+from lipdeploy.verify.constants import clamped_slice
 from lipdeploy.verify.graph import BATCH, FLOATS, Call, Constant, Numbers
+from lipdeploy.verify.limits import LONGEST_LISTED, check_listed
 from lipdeploy.verify.norms import Norm, constant_norm, diagonal, per_norm, replication
 from lipdeploy.verify.operator_norm.sums import largest
 from lipdeploy.verify.rounding import sqrt_up
@@ -165,7 +167,13 @@ def split(call: Call) -> list[Step]:
     axis = call.axis("axis", 0, len(flow.shape) + 1)
     if axis == 0:
         raise call.refuse("LIP005", "splits the batch axis")
-    size, pieces = flow.shape[axis - 1], len(call.output_names)
+    shapes = [(*flow.shape[: axis - 1], n, *flow.shape[axis:]) for n in split_sizes(call, flow.shape[axis - 1])]
+    return [one_lipschitz(shape, "selection") for shape in shapes]
+
+
+def split_sizes(call: Call, size: int) -> list[int]:
+    """How a Split cuts an axis of ``size`` entries, one number per output."""
+    pieces = len(call.output_names)
     if call.integer("num_outputs", pieces) != pieces:
         raise call.refuse("LIP013", f"num_outputs differs from its {pieces} outputs")
     stated = call.constant(1)
@@ -176,39 +184,39 @@ def split(call: Call) -> list[Step]:
         sizes = [chunk] * (pieces - 1) + [size - chunk * (pieces - 1)]
     if len(sizes) != pieces or sum(sizes) != size or min(sizes) < 0:
         raise call.refuse("LIP013", f"sizes {sizes} do not split {size} entries into {pieces}")
-    shapes = [(*flow.shape[: axis - 1], n, *flow.shape[axis:]) for n in sizes]
-    return [one_lipschitz(shape, "selection") for shape in shapes]
+    return sizes
 
 
 @rule("Slice", inputs=5)
 def slice_(call: Call) -> Step:
     """A part of a vector moves no further than the vector."""
     flow = call.flow(0)
+    shape = (len(range(size)[part]) for size, part in zip(flow.shape, slices(call, flow.shape), strict=True))
+    return one_lipschitz(tuple(shape), "selection")
+
+
+def slices(call: Call, shape: tuple[int, ...]) -> list[slice]:
+    """What a Slice takes from every axis but the batch axis."""
     starts, ends = (_integers(call, index) for index in (1, 2))
     axes = _integers(call, 3) if call.constant(3) is not None else list(range(len(starts)))
     steps = _integers(call, 4) if call.constant(4) is not None else [1] * len(starts)
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
         raise call.refuse("LIP013", "starts, ends, axes and steps do not match")
-    shape = list(flow.shape)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis = call.resolve_axis(axis, len(shape) + 1)
-        if axis == 0:
-            raise call.refuse("LIP005", "slices the batch axis")
-        shape[axis - 1] = len(range(flow.shape[axis - 1])[_clamped(start, end, step)])
+    axes = [call.resolve_axis(axis, len(shape) + 1) for axis in axes]
+    if 0 in axes:
+        raise call.refuse("LIP005", "slices the batch axis")
     if len(set(axes)) < len(axes):
         raise call.refuse("LIP013", "slices one axis twice")
-    return one_lipschitz(tuple(shape), "selection")
-
-
-def _clamped(start: int, end: int, step: int) -> slice:
-    """ONNX writes 'to the very start' for a negative step as an end below −size, which Python spells None."""
-    lowest = -(2**31) + 1
-    return slice(start, None if step < 0 and end <= lowest else end, step)
+    parts = [slice(None)] * len(shape)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        parts[axis - 1] = clamped_slice(start, end, step, shape[axis - 1])
+    return parts
 
 
 def _integers(call: Call, index: int) -> list[int]:
     array = call.required_constant(index).array.reshape(-1)
-    if array.dtype.kind not in "iu":
+    computed = array.dtype == object and all(isinstance(number, int) for number in array.tolist())
+    if array.dtype.kind not in "iu" and not computed:
         raise call.refuse("LIP006", f"input {index} is not a list of known integers")
     return [int(number) for number in array]
 
@@ -223,9 +231,9 @@ def gather(call: Call) -> Step:
     indices, size = call.required_constant(1).array, flow.shape[axis - 1]
     if indices.dtype.kind not in "iu" or (indices.size and not (-size <= indices.min() and indices.max() < size)):
         raise call.refuse("LIP013", f"indices are outside an axis of size {size}")
-    counts = np.bincount(np.mod(indices.reshape(-1), size), minlength=1) if indices.size else np.array([1])
+    _, counts = np.unique(np.mod(indices.reshape(-1), size), return_counts=True)
     shape = (*flow.shape[: axis - 1], *indices.shape, *flow.shape[axis:])
-    return Step(shape, (replication(max(1, int(counts.max()))),), "selection")
+    return Step(shape, (replication(max(1, int(counts.max(initial=1)))),), "selection")
 
 
 @rule("Expand", inputs=2)
@@ -266,7 +274,7 @@ def pad(call: Call) -> Step:
     pads = pads_per_axis(call, len(flow.shape) + 1)
     copies, shape = 1, []
     for size, (begin, end) in zip(flow.shape, pads, strict=True):
-        positions = _padded(call, size, begin, end, mode)
+        positions = padded_positions(call, size, begin, end, mode)
         shape.append(len(positions))
         copies *= max(np.bincount(positions[positions >= 0], minlength=1).max(initial=1), 1)
     value = call.constant(2)
@@ -289,12 +297,13 @@ def pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:
     return [pads.get(axis, (0, 0)) for axis in range(1, rank)]
 
 
-def _padded(call: Call, size: int, begin: int, end: int, mode: str) -> Numbers:
+def padded_positions(call: Call, size: int, begin: int, end: int, mode: str) -> Numbers:
     """For every output position of one axis the input position it shows, −1 for the constant."""
     if max(-begin, 0) + max(-end, 0) >= size or max(begin, end) > (size - 1 if mode == "reflect" else 10 * size + 64):
         raise call.refuse("LIP002", f"pads ({begin}, {end}) do not fit an axis of size {size} in mode {mode}")
     if mode != "constant" and min(begin, end) < 0:
         raise call.refuse("LIP002", f"negative pads in mode {mode}")
+    check_listed(call, (size + max(begin, 0) + max(end, 0),), LONGEST_LISTED)
     kept = np.arange(max(-begin, 0), size - max(-end, 0))
     widths = (max(begin, 0), max(end, 0))
     if mode == "constant":

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lipdeploy.verify.graph import Call
+from lipdeploy.verify.limits import LONGEST_LISTED, check_listed, check_shape
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,12 @@ class Windows:
     dilations: tuple[int, ...]
 
 
-def windows(call: Call, image: tuple[int, ...], kernel: tuple[int, ...]) -> Windows:
-    """Read the window attributes of a Conv or a pooling node for one image size."""
+def windows(call: Call, image: tuple[int, ...], kernel: tuple[int, ...], *, ceil: bool = False) -> Windows:
+    """Read the window attributes of a Conv or a pooling node for one image size.
+
+    ``ceil`` lets a last window reach past the padding; one that would start there is left out (torch, ONNX Runtime,
+    ONNX's reference evaluator, and the text of opset 22 agree).
+    """
     axes = len(image)
     strides = call.integers("strides", (1,) * axes)
     dilations = call.integers("dilations", (1,) * axes)
@@ -30,13 +35,21 @@ def windows(call: Call, image: tuple[int, ...], kernel: tuple[int, ...]) -> Wind
         raise call.refuse("LIP013", "strides, dilations and kernel sizes must be positive")
     extents = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
     pads = _pads(call, image, extents, strides)
-    outputs = tuple(
-        (n + sum(pad) - extent) // stride + 1
-        for n, pad, extent, stride in zip(image, pads, extents, strides, strict=True)
-    )
+    check_listed(call, (*strides, *extents, *(max(pad) for pad in pads)), LONGEST_LISTED)
+    outputs = tuple(map(_ceiled if ceil else _floored, image, pads, extents, strides))
     if min(outputs) < 1:
         raise call.refuse("LIP013", f"an image of {list(image)} is smaller than the window {list(extents)}")
+    check_shape(call, outputs)
     return Windows(image, outputs, pads, strides, dilations)
+
+
+def _floored(size: int, pad: tuple[int, int], extent: int, stride: int) -> int:
+    return (size + sum(pad) - extent) // stride + 1
+
+
+def _ceiled(size: int, pad: tuple[int, int], extent: int, stride: int) -> int:
+    count = -(-(size + sum(pad) - extent) // stride) + 1
+    return count - 1 if (count - 1) * stride >= size + pad[0] else count
 
 
 def _pads(

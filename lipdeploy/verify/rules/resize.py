@@ -1,0 +1,158 @@
+"""Resize: the Kronecker product of one interpolation matrix per axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+
+from lipdeploy.verify.bound import ONE, Bound
+from lipdeploy.verify.graph import BATCH, Call, Constant
+from lipdeploy.verify.norms import Norm, diagonal
+from lipdeploy.verify.operator_norm import dense_gains
+from lipdeploy.verify.operator_norm.sums import Array
+from lipdeploy.verify.rounding import UNIT_ROUNDOFF
+from lipdeploy.verify.rules.registry import rule
+from lipdeploy.verify.step import EXACT, Step
+
+ATTRIBUTES = (
+    "antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "extrapolation_value",
+    "keep_aspect_ratio_policy", "mode", "nearest_mode",
+)  # fmt: skip
+LARGEST_AXIS = 1 << 13
+#: Closer than this to where the nearest pixel changes, runtimes may round to either.
+DOUBT = Fraction(1, 1 << 10)
+#: position of output pixel j → position in the input, for (size in, size out, scale).
+Positions = Callable[[int, int, int, Fraction], Fraction]
+
+
+def _half_pixel(j: int, size: int, count: int, scale: Fraction) -> Fraction:
+    return (j + Fraction(1, 2)) / scale - Fraction(1, 2)
+
+
+POSITIONS: dict[str, Positions] = {
+    "half_pixel": _half_pixel,
+    "pytorch_half_pixel": lambda j, size, count, scale: (
+        _half_pixel(j, size, count, scale) if count > 1 else Fraction(0)
+    ),
+    "asymmetric": lambda j, size, count, scale: j / scale,
+    "align_corners": lambda j, size, count, scale: Fraction(j * (size - 1), count - 1) if count > 1 else Fraction(0),
+}
+#: How far the nearest pixel's number lies below the rounded-down position: ⌊position + shift⌋, or its mirror image.
+NEAREST: dict[str, Callable[[Fraction], int]] = {
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round_prefer_floor": lambda p: math.ceil(p - Fraction(1, 2)),
+    "round_prefer_ceil": lambda p: math.floor(p + Fraction(1, 2)),
+}
+
+
+@rule("Resize", attributes=ATTRIBUTES, inputs=4)
+def resize(call: Call) -> Step:
+    """Nearest or linear interpolation along each axis: its matrix is known, norms of the axes multiply (Lemma P2).
+
+    Nearest copies entries and rounds nothing. Positions are exact rationals of the stored sizes or scales.
+    """
+    flow, mode = call.flow(0), call.string("mode", "nearest")
+    if call.constant(1) is not None and _present(call, 1) is not None:
+        raise call.refuse("LIP002", "a region of interest has no rule")
+    if mode not in ("nearest", "linear"):
+        raise call.refuse("LIP002", f"mode='{mode}'; nearest and linear have a rule")
+    if call.integer("antialias", 0) or call.integer("exclude_outside", 0):
+        raise call.refuse("LIP002", "antialias and exclude_outside have no rule")
+    if call.string("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise call.refuse("LIP002", "only keep_aspect_ratio_policy='stretch' has a rule")
+    placing = call.string("coordinate_transformation_mode", "half_pixel")
+    if placing not in POSITIONS:
+        raise call.refuse("LIP002", f"coordinate_transformation_mode='{placing}'")
+    shape, gains = [], diagonal(ONE)
+    for size, (count, scale) in zip(flow.shape, _targets(call, flow.shape), strict=True):
+        shape.append(count)
+        if count == size and scale == 1:
+            continue
+        if max(size, count) > LARGEST_AXIS or count <= 0 or scale <= 0:
+            raise call.refuse("LIP002", f"resizes an axis of {size} to {count}")
+        if placing == "align_corners" and count != size * scale:
+            raise call.refuse("LIP002", "align_corners with a scale that does not give a whole size")
+        matrix = _matrix(call, mode, placing, size, count, scale)
+        factors = dense_gains(matrix, tuple(Norm))
+        slack = Bound(1.0 if mode == "nearest" else 1.0 + 4 * UNIT_ROUNDOFF)
+        gains = {pair: gain * factors[pair] * slack for pair, gain in gains.items()}
+    return Step(tuple(shape), (gains,), f"{mode} interpolation", rounding=EXACT if mode == "nearest" else None)
+
+
+def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
+    """(size, scale) of every axis but the batch axis, which must stay."""
+    rank = len(shape) + 1
+    given = call.integers("axes", ()) or tuple(range(rank))
+    axes = [call.resolve_axis(axis, rank) for axis in given]
+    scales, sizes = _present(call, 2), _present(call, 3)
+    stated = sizes if scales is None else scales
+    if stated is None or (scales is not None and sizes is not None):
+        raise call.refuse("LIP013", "needs either scales or sizes")
+    numbers = stated.array.reshape(-1).tolist()
+    if len(numbers) != len(axes) or len(set(axes)) < len(axes):
+        raise call.refuse("LIP013", f"{len(numbers)} targets for axes {axes}")
+    result = [(size, Fraction(1)) for size in shape]
+    for axis, number in zip(axes, numbers, strict=True):
+        if axis == 0:
+            if not (number == 1.0 if scales is not None else call.is_batch(number)):
+                raise call.refuse("LIP005", "resizes the batch axis")
+        elif number is BATCH:
+            raise call.refuse("LIP005", "the number of samples becomes an image size")
+        elif scales is not None:
+            scale = Fraction(number)
+            result[axis - 1] = (math.floor(shape[axis - 1] * scale), scale)
+        else:
+            result[axis - 1] = (int(number), Fraction(int(number), shape[axis - 1]))
+    return result
+
+
+def _present(call: Call, index: int) -> Constant | None:
+    constant = call.constant(index)
+    return None if constant is None or constant.array.size == 0 else constant
+
+
+def _matrix(call: Call, mode: str, placing: str, size: int, count: int, scale: Fraction) -> Array:
+    """(count, size); every row has one 1, or two weights that sum to 1. Positions outside show the edge."""
+    matrix = np.zeros((count, size))
+    choose = NEAREST.get(call.string("nearest_mode", "round_prefer_floor"))
+    if choose is None:
+        raise call.refuse("LIP002", f"nearest_mode='{call.string('nearest_mode', '')}'")
+    for j in range(count):
+        position = POSITIONS[placing](j, size, count, scale)
+        if mode == "nearest":
+            if not _is_clear(position, choose, scale, size):
+                raise call.refuse("LIP002", "runtimes may round the position of a pixel to either of its neighbours")
+            matrix[j, _inside(choose(position), size)] = 1.0
+            continue
+        position = min(max(position, Fraction(0)), Fraction(size - 1))
+        left = min(math.floor(position), size - 1)
+        weight = position - left
+        matrix[j, left] += float(1 - weight)
+        matrix[j, min(left + 1, size - 1)] += float(weight)
+    return matrix
+
+
+def _inside(pixel: int, size: int) -> int:
+    return min(max(pixel, 0), size - 1)
+
+
+def _is_clear(position: Fraction, choose: Callable[[Fraction], int], scale: Fraction, size: int) -> bool:
+    """Whether small errors of the position cannot change the pixel, or the position is computed exactly.
+
+    Divisions by powers of two are exact, and so are those with a whole quotient by a whole number.
+    """
+    whole = position.denominator == 1 and scale.denominator == 1
+    return (
+        whole
+        or _is_power_of_two(scale)
+        or _inside(choose(position - DOUBT), size) == _inside(choose(position + DOUBT), size)
+    )
+
+
+def _is_power_of_two(scale: Fraction) -> bool:
+    one, other = sorted((scale.numerator, scale.denominator))
+    return one == 1 and other & (other - 1) == 0

@@ -55,7 +55,7 @@ REASONS: dict[str, Reason] = {
     "LIP006": Reason(
         "unknown size",
         "The proof needs this dimension, and the file leaves it open.",
-        "export with a static shape; only the batch axis may be dynamic",
+        "export with a static shape; the batch axis may be dynamic, height and width where all operators allow it",
     ),
     "LIP007": Reason(
         "function body is not the operator's own",
@@ -146,6 +146,12 @@ REASONS: dict[str, Reason] = {
         "There is no signature beside the model, it was made with another key, or it is about other bytes.",
         "sign what is deployed: lipdeploy sign MODEL --key PRIVATE.pem",
     ),
+    "LIP024": Reason(
+        "too large to prove",
+        "A tensor, or the work that its proof takes, lies above a fixed limit: a small file can describe sizes that no "
+        "machine can work through, and a check must end.",
+        "verify at a smaller input size, or cut the graph before this node (--graph-output NAME)",
+    ),
 }
 
 
@@ -206,6 +212,10 @@ class Refused(LipdeployError):
         first = self.refusals[0]
         more = f" (and {len(self.refusals) - 1} more)" if len(self.refusals) > 1 else ""
         super().__init__(f"{first}{more}", code=first.code, hint=first.hint)
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[tuple[Refusal, ...]]]:
+        """Pickle the reasons; an exception's own way would hand the message to ``__init__``."""
+        return type(self), (self.refusals,)
 
 
 class IntegrityError(LipdeployError):

@@ -17,7 +17,7 @@ from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.verify import certificate
 from lipdeploy.verify.assumptions import ASSUMPTIONS
 from lipdeploy.verify.bound import Bound, Estimate
-from lipdeploy.verify.check import Proof, prove
+from lipdeploy.verify.check import NodeHints, Proof, Watch, prove
 from lipdeploy.verify.digest import CLASS_NAMES_KEY, semantic_sha256
 from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.norms import norm_pair
@@ -66,6 +66,7 @@ def verify(
     check_certificate: bool = True,
     method: Method = "product",
     hints: Hints | None = None,
+    watch: Watch | None = None,
 ) -> Verdict:
     """Prove an upper bound of the Lipschitz constant of an ONNX file.
 
@@ -73,6 +74,7 @@ def verify(
     (norm of the input, norm of the output). A certificate that lies beside the file is checked against the proof.
     ``method`` ``lmi`` or ``best`` lets multipliers tighten an l2 bound: ``hints`` are claims, checked before use; where
     they prove nothing (or the graph is no chain, or there are none) the product of the norms stands.
+    ``watch(node, fraction)`` is called as the proof goes on.
     The verdict's ``status`` is ``verified``, ``exceeded`` (above ``max_lipschitz``), ``refused`` or ``integrity``.
 
     Raises ``InputError`` when there is no readable ONNX model, or an option makes no sense.
@@ -91,6 +93,7 @@ def verify(
         check_certificate=check_certificate and not isinstance(model, bytes),
         method=method,
         hints=hints,
+        watch=watch,
     )
 
 
@@ -103,6 +106,7 @@ def verify_source(
     check_certificate: bool = False,
     method: Method = "product",
     hints: Hints | None = None,
+    watch: Watch | None = None,
 ) -> Verdict:
     """``verify`` for bytes that were read before, so that what is verified is what runs."""
     _check_options(norm, max_lipschitz, method)
@@ -111,10 +115,15 @@ def verify_source(
     check_certificate = check_certificate and beside.exists()
     stored = certificate.multipliers(beside) if check_certificate else None
     hints = stored if hints is None else hints
-    verdict = _proven(source, norm, max_lipschitz, output_name, method, hints)
+    nodes = certificate.node_hints(beside) if check_certificate else {}
+    hinted = _proven(source, norm, max_lipschitz, output_name, method, hints, nodes, watch)
+    verdict = hinted
+    if nodes and hinted.status != "verified":  # stored hints may cost time, never the limit
+        verdict = _proven(source, norm, max_lipschitz, output_name, method, hints, None, watch)
     if check_certificate and verdict.status != "refused":
+        hinted = verdict if hinted.status == "refused" else hinted
         again = method == "lmi" or stored is not (hints if method == "best" else None)
-        verdict = _checked(verdict, source, beside, stored, again=again)
+        verdict = _checked(verdict, hinted, source, beside, stored, nodes, again=again)
     return replace(verdict, elapsed_seconds=time.perf_counter() - started)
 
 
@@ -133,6 +142,8 @@ def _proven(
     output_name: str | None,
     method: Method = "product",
     hints: Hints | None = None,
+    nodes: NodeHints | None = None,
+    watch: Watch | None = None,
 ) -> Verdict:
     empty = Verdict(
         path=source.path,
@@ -146,7 +157,7 @@ def _proven(
     )
     try:
         tighten = method != "product" and norm == "l2" and hints is not None
-        proof = prove(source.proto, norm, output_name, with_chain=tighten)
+        proof = prove(source.proto, norm, output_name, with_chain=tighten, hints=nodes, watch=watch)
     except Refused as error:
         return replace(empty, refusals=error.refusals)
     proof = _tightened(proof, method, hints) if tighten and hints is not None else proof
@@ -169,13 +180,28 @@ def _proven(
 def _tightened(proof: Proof, method: Method, hints: Hints) -> Proof:
     """The proof with the multiplier certificate's bound, and the smaller of both for every pair of classes."""
     certified = certify(proof.chain, hints) if proof.chain is not None else None
-    if certified is None:
+    if certified is None or proof.chain is None:
         return proof
+    if proof.chain.output != proof.output.name:
+        return _tightened_inside(proof, proof.chain.output, certified.bound, hints)
     bound = certified.bound if method == "lmi" else min(certified.bound, proof.bound)
     pairwise = None if proof.pairwise is None else np.minimum(proof.pairwise, certified.pairwise)
     stored = {"multipliers": [[float(value).hex() for value in layer] for layer in hints]}
     row = NodeReport(proof.output.name, "", certified.bound, bound, "diagonal multipliers", proof.output.shape, stored)
     return replace(proof, bound=bound, pairwise=pairwise, nodes=(*proof.nodes, row))
+
+
+def _tightened_inside(proof: Proof, name: str, bound: Bound, hints: Hints) -> Proof:
+    """The proof again from the tensor ``name`` on, for which the multiplier certificate has proven ``bound``.
+
+    No number grows: where the rules had proven less, they do so again.
+    """
+    if proof.resumed is None:
+        return proof
+    again = proof.resumed(bound)
+    stored = {"multipliers": [[float(value).hex() for value in layer] for layer in hints]}
+    row = NodeReport(name, "", bound, again.bound, "diagonal multipliers", proof.output.shape, stored)
+    return replace(again, nodes=(*again.nodes, row))
 
 
 def _class_names(source: Source) -> tuple[str, ...]:
@@ -189,15 +215,24 @@ def _class_names(source: Source) -> tuple[str, ...]:
     return ()
 
 
-def _checked(verdict: Verdict, source: Source, path: Path, stored: Hints | None, *, again: bool) -> Verdict:
+def _checked(
+    verdict: Verdict,
+    hinted: Verdict,
+    source: Source,
+    path: Path,
+    stored: Hints | None,
+    nodes: NodeHints,
+    *,
+    again: bool,
+) -> Verdict:
     """The verdict, or ``integrity`` when the certificate beside the model contradicts what its own hints prove.
 
-    ``again``: the verdict was not proven with those hints, so that has to be done first.
+    ``hinted`` was proven with the hints for the nodes. ``again``: not with the multipliers, which has to be done first.
     """
 
     def verdict_in(norm: str, output: str) -> Verdict:
         same = norm == verdict.norm and verdict.output is not None and output == verdict.output.name
-        other = verdict if same and not again else _proven(source, norm, None, output, "best", stored)
+        other = hinted if same and not again else _proven(source, norm, None, output, "best", stored, nodes)
         if other.status == "refused":
             raise IntegrityError(f"{path}: states a bound that cannot be proven: {other.refusals[0]}")
         return other

@@ -6,7 +6,8 @@ ASSUMPTIONS = (
     "A3 parsing: protobuf and onnx read the bytes of the file as the runtime does",
     "A4 semantics: standard operators do what the ONNX specification of their version says, and no other operator "
     "library has a kernel under the name of a function that the file defines",
-    "A5 kernels: the operator library computes GroupSort and LinearSpline as specified (its digest is recorded)",
+    "A5 kernels: the operator library computes GroupSort, Householder and LinearSpline as specified (its digest is "
+    "recorded)",
     "A6 rounding (deployed guarantee only): the runtime's sums are conventional, in any order, fused or not, in the "
     "precision stated; no Winograd, FFT, TF32 or fast-math kernels",
 )

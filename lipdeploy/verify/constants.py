@@ -5,12 +5,17 @@ Shape arithmetic may involve the unknown batch size; it is carried as ``BATCH`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, TensorProto, helper
 
 from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers, read_constant
+from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
+
+MOST_ENTRIES = 1 << 24  # of a constant that a graph computes from a few numbers
 
 
 def evaluate(call: Call) -> Constant | None:
@@ -18,19 +23,36 @@ def evaluate(call: Call) -> Constant | None:
 
     Raises ``Refused`` (LIP017) when it is constant but its evaluation would round or is not known here.
     """
+    if len(call.output_names) != 1:
+        raise call.refuse("LIP017", f"computes {len(call.output_names)} constants at once")
     if call.op == "Shape" and not call.domain:
         return _named(call, _shape(call))
+    if call.op == "CastLike" and not call.domain:
+        return _cast_like(call)
     values = [call.optional(index) for index in range(len(call.inputs))]
     if any(isinstance(value, Flow) for value in values):
         return None
     function = EXACT.get(call.op) if not call.domain else None
-    if function is None or len(call.output_names) != 1:
+    if function is None:
         raise call.refuse("LIP017", "computes a constant inside the graph, which the verifier does not evaluate")
     arrays = [value.array if isinstance(value, Constant) else None for value in values]
+    _refuse_large(call, [array for array in arrays if array is not None])
     try:
         return _named(call, function(call, *arrays))
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise call.refuse("LIP013", f"its constant inputs do not fit: {error}") from error
+
+
+def _refuse_large(call: Call, arrays: Sequence[Numbers]) -> None:
+    """Refuse before anything large is made: nodes that double a constant thirty times fit into a kilobyte."""
+    if call.op in COMPUTED:
+        check_listed(call, (math.prod(np.broadcast_shapes(*(array.shape for array in arrays))),), MOST_COUNTED)
+    elif call.op == "Gather" and len(arrays) == 2:
+        rows = max(1, min(arrays[0].shape, default=1))
+        check_listed(call, (arrays[0].size // rows * arrays[1].size,), MOST_JOINED)
+    elif call.op == "Concat":
+        shapes = any(array.dtype == object for array in arrays)
+        check_listed(call, (sum(array.size for array in arrays),), MOST_COUNTED if shapes else MOST_JOINED)
 
 
 def _named(call: Call, array: Numbers) -> Constant:
@@ -73,6 +95,21 @@ def _cast(call: Call, array: Numbers) -> Numbers:
         if target != np.dtype(np.int64):
             raise call.refuse("LIP017", "converts a shape to a type other than int64")
         return array
+    return _converted(call, array, target)
+
+
+def _cast_like(call: Call) -> Constant | None:
+    """A constant in the type of the second input, which may depend on the graph's input."""
+    stored, pattern = call.optional(0), call.optional(1)
+    if not isinstance(stored, Constant) or pattern is None:
+        return None
+    target = pattern.dtype if isinstance(pattern, Flow) else pattern.array.dtype
+    if np.dtype(object) in (stored.array.dtype, target):
+        raise call.refuse("LIP017", "converts a shape")
+    return _named(call, _converted(call, stored.array, target))
+
+
+def _converted(call: Call, array: Numbers, target: np.dtype[Any]) -> Numbers:
     converted = array.astype(target)
     if not np.array_equal(converted.astype(np.float64), array.astype(np.float64)):
         raise call.refuse("LIP017", "converts a constant inexactly")
@@ -96,6 +133,17 @@ def _squeeze(call: Call, array: Numbers, axes: Numbers | None = None) -> Numbers
     return np.squeeze(array, None if axes is None else tuple(int(axis) for axis in axes.reshape(-1)))
 
 
+def clamped_slice(start: int, end: int, step: int, size: int) -> slice:
+    """A slice of an axis as ONNX means it, in Python's terms.
+
+    A negative number counts from the end once. Going backwards ONNX clamps the start to 0 … size − 1 (Python would
+    take nothing from a start below −size), and an end below −size goes to the very start, which Python spells None.
+    """
+    if step < 0:
+        return slice(max(start, -size), None if end < -size else end, step)
+    return slice(start, end, step)
+
+
 def _slice(
     call: Call,
     array: Numbers,
@@ -104,12 +152,14 @@ def _slice(
     axes: Numbers | None = None,
     steps: Numbers | None = None,
 ) -> Numbers:
-    if steps is not None and np.any(steps < 1):
-        raise call.refuse("LIP017", "slices a constant backwards")
     index: list[slice] = [slice(None)] * array.ndim
-    for i, axis in enumerate(np.arange(starts.size) if axes is None else axes.reshape(-1)):
+    listed = [int(axis) for axis in (np.arange(starts.size) if axes is None else axes.reshape(-1))]
+    if len({axis % array.ndim for axis in listed}) < len(listed) or not starts.size == ends.size == len(listed):
+        raise call.refuse("LIP013", "starts, ends and axes do not match, or an axis is sliced twice")
+    for i, axis in enumerate(listed):
         step = 1 if steps is None else int(steps.reshape(-1)[i])
-        index[int(axis)] = slice(int(starts.reshape(-1)[i]), int(ends.reshape(-1)[i]), step)
+        size = array.shape[axis]
+        index[axis] = clamped_slice(int(starts.reshape(-1)[i]), int(ends.reshape(-1)[i]), step, size)
     return array[tuple(index)]
 
 
@@ -138,6 +188,57 @@ def _integer(operation: Callable[[int, int], int]) -> Callable[..., Numbers]:
     return apply
 
 
+def _quotient(first: int, second: int) -> int:
+    if first < 0 or second <= 0:
+        raise ValueError("integer division of or by negative numbers")
+    return first // second
+
+
+def _comparison(operation: Callable[[Any, Any], Any]) -> Callable[..., Numbers]:
+    def apply(call: Call, first: Numbers, second: Numbers) -> Numbers:
+        if object in (first.dtype, second.dtype):
+            raise call.refuse("LIP017", "compares the batch size or another size")
+        if first.dtype != second.dtype:
+            raise call.refuse("LIP013", "compares different types")
+        return np.asarray(operation(first, second))
+
+    return apply
+
+
+def _choice(call: Call, condition: Numbers, first: Numbers, second: Numbers) -> Numbers:
+    if condition.dtype != np.bool_ or object in (first.dtype, second.dtype) or first.dtype != second.dtype:
+        raise call.refuse("LIP017", "chooses between constants of different types")
+    return np.where(condition, first, second)
+
+
+def _filled(call: Call, sizes: Numbers) -> Numbers:
+    value = call.attributes.get("value")
+    fill = np.zeros(1, np.float32) if value is None else read_constant(value.t).array.reshape(-1)
+    shape = [int(n) for n in sizes.reshape(-1)]
+    if fill.size != 1 or math.prod(shape) > MOST_ENTRIES:
+        raise call.refuse("LIP017", "fills a large constant")
+    return np.full(shape, fill[0], fill.dtype)
+
+
+def _expanded(call: Call, array: Numbers, sizes: Numbers) -> Numbers:
+    shape = np.broadcast_shapes(array.shape, tuple(int(n) for n in sizes.reshape(-1)))
+    if math.prod(shape) > MOST_ENTRIES:
+        raise call.refuse("LIP017", "expands to a large constant")
+    return np.array(np.broadcast_to(array, shape))
+
+
+def _range(call: Call, start: Numbers, limit: Numbers, delta: Numbers) -> Numbers:
+    bounds = [array.reshape(-1)[0] for array in (start, limit, delta)]
+    if not all(isinstance(n, (int, np.integer)) for n in bounds) or int(bounds[2]) == 0:
+        raise call.refuse("LIP017", "counts with floats or with the batch size")
+    first, last, step = (int(n) for n in bounds)
+    if len(range(first, last, step)) > MOST_ENTRIES:
+        raise call.refuse("LIP017", "counts far")
+    return np.arange(first, last, step, dtype=np.int64 if start.dtype == object else start.dtype)
+
+
+#: Evaluated entry by entry, in Python's integers or with broadcasting.
+COMPUTED = frozenset({"Add", "Sub", "Mul", "Div", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Where"})
 EXACT: dict[str, Callable[..., Numbers]] = {
     "Constant": _constant,
     "Identity": lambda call, array: array,
@@ -152,4 +253,14 @@ EXACT: dict[str, Callable[..., Numbers]] = {
     "Add": _integer(lambda a, b: a + b),
     "Sub": _integer(lambda a, b: a - b),
     "Mul": _integer(lambda a, b: a * b),
+    "Div": _integer(_quotient),
+    "Less": _comparison(lambda a, b: a < b),
+    "LessOrEqual": _comparison(lambda a, b: a <= b),
+    "Greater": _comparison(lambda a, b: a > b),
+    "GreaterOrEqual": _comparison(lambda a, b: a >= b),
+    "Equal": _comparison(lambda a, b: a == b),
+    "Where": _choice,
+    "ConstantOfShape": _filled,
+    "Expand": _expanded,
+    "Range": _range,
 }

@@ -61,7 +61,7 @@ def _signature(value: ValueInfoProto) -> tuple[object, ...]:
 def _tensor(sink: Any, tensor: onnx.TensorProto) -> None:
     try:
         array = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError):
+    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, onnx.checker.ValidationError):
         # Only a node that the output does not depend on can carry such a tensor; its bytes still count.
         _put(sink, "malformed tensor", tensor.SerializeToString(deterministic=True))
         return
@@ -84,7 +84,7 @@ def _defaults(node: NodeProto, opsets: dict[str, int]) -> Iterable[AttributeProt
     version = opsets.get(domain or "ai.onnx", 1)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # no such operator, or a version that is no version
         return []
     return [a.default_value for a in schema.attributes.values() if a.default_value.type != AttributeProto.UNDEFINED]
 

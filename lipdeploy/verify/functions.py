@@ -6,17 +6,20 @@ Any other function is judged by its inlined body; one that could shadow an opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
-from onnx import FunctionProto, ModelProto
+from onnx import FunctionProto, ModelProto, NodeProto
 from onnx.inliner import inline_selected_functions
 
 from lipdeploy.errors import Refusal, Refused
 from lipdeploy.ops import DOMAIN, OPERATORS, VERSION, function_bodies
+from lipdeploy.verify.limits import MOST_CALLS_DEEP, MOST_NODES
 
 #: Domains in which a runtime, or our own library, has kernels that would run in place of the function's body.
 SHADOWED_PREFIXES = ("ai.onnx", "com.microsoft", "com.ms", "org.pytorch", f"{DOMAIN}.")
+
+_Key = tuple[str, str]
 
 
 def inlined(proto: ModelProto) -> ModelProto:
@@ -27,7 +30,7 @@ def inlined(proto: ModelProto) -> ModelProto:
     foreign = [function for function in proto.functions if function.domain != DOMAIN]
     if not foreign:
         return proto
-    _refuse_recursion(foreign)
+    _refuse_growth(proto, foreign)
     _refuse_other_opsets(proto, foreign)
     _refuse_default_attributes(proto, foreign)
     try:
@@ -78,15 +81,49 @@ def _refuse_duplicates(functions: Iterable[FunctionProto]) -> None:
         seen.add(key)
 
 
-def _refuse_recursion(functions: list[FunctionProto]) -> None:
-    called = {(f.domain, f.name): {(n.domain, n.op_type) for n in f.node} for f in functions}
-    for start in called:
-        reached, frontier = set[tuple[str, str]](), {start}
-        while frontier:
-            frontier = {target for f in frontier for target in called.get(f, ()) if target in called} - reached
-            reached |= frontier
-        if start in reached:
-            raise _refused("LIP008", start[1], "calls itself")
+def _refuse_growth(proto: ModelProto, functions: list[FunctionProto]) -> None:
+    """Refuse functions that call themselves, and calls of calls that would inline into more nodes than one can read."""
+    bodies = {_key(function): list(_nodes(function.node)) for function in functions}
+    finished: dict[_Key, tuple[int, int]] = {}  # nodes after inlining, calls deep
+    for start in bodies:
+        stack = [(start, _callees(bodies, start))]
+        while stack:
+            key, waiting = stack[-1]
+            following = next((callee for callee in waiting if callee not in finished), None)
+            if following is None:
+                finished[key] = _grown(bodies[key], finished)
+                stack.pop()
+            elif any(following == open_call for open_call, _ in stack):
+                raise _refused("LIP008", following[1], "calls itself")
+            else:
+                stack.append((following, _callees(bodies, following)))
+            if len(stack) > MOST_CALLS_DEEP or finished.get(key, (0, 0))[1] > MOST_CALLS_DEEP:
+                raise _refused("LIP024", key[1], f"functions call one another more than {MOST_CALLS_DEEP} deep")
+    nodes, _ = _grown(list(_nodes(proto.graph.node)), finished)
+    if nodes > MOST_NODES:
+        raise _refused("LIP024", functions[0].name, f"inlined, the functions make more than {MOST_NODES} nodes")
+
+
+def _callees(bodies: Mapping[_Key, list[NodeProto]], key: _Key) -> Iterator[_Key]:
+    return ((node.domain, node.op_type) for node in bodies[key] if (node.domain, node.op_type) in bodies)
+
+
+def _grown(body: list[NodeProto], finished: Mapping[_Key, tuple[int, int]]) -> tuple[int, int]:
+    called = [finished[key] for node in body if (key := (node.domain, node.op_type)) in finished]
+    return len(body) + sum(nodes for nodes, _ in called), 1 + max((depth for _, depth in called), default=0)
+
+
+def _key(function: FunctionProto) -> _Key:
+    return function.domain, function.name
+
+
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """These nodes and those of the graphs in their attributes."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _nodes(graph.node)
 
 
 def _refuse_other_opsets(proto: ModelProto, functions: list[FunctionProto]) -> None:
@@ -108,7 +145,7 @@ def _refuse_default_attributes(proto: ModelProto, functions: list[FunctionProto]
         if function.attribute_proto:
             raise _refused("LIP002", function.name, "has default attribute values")
     for graph_nodes in (proto.graph.node, *(function.node for function in proto.functions)):
-        for node in graph_nodes:
+        for node in _nodes(graph_nodes):
             expected = attributes.get((node.domain, node.op_type))
             if expected is not None and {a.name for a in node.attribute} != expected:
                 raise _refused("LIP002", node.op_type, f"is called without some of its attributes {sorted(expected)}")

@@ -10,28 +10,67 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
 
 from lipdeploy.verify.bound import ZERO, Bound
 from lipdeploy.verify.graph import Flow
 from lipdeploy.verify.norms import Gains, Norm, constant_norm
-from lipdeploy.verify.rounding import down, gamma_up
+from lipdeploy.verify.rounding import down, fraction_up, gamma_up
 from lipdeploy.verify.step import Rounding, Step, merge
 from lipdeploy.verify.verdict import ErrorBound
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A floating-point format: unit roundoff, smallest normal number, half of the largest finite number."""
+    """A floating-point format: unit roundoff, smallest normal number, half of the largest finite number.
+
+    ``factors`` and ``results`` are the relative roundings of both factors on their way into an operator that computes,
+    and of what is stored after it; where there are any, ``unit`` is that of the float32 sums in between, which a tensor
+    core truncates and aligns (twice the γ of eight more terms: Fasi, Higham, Mikaitis & Pranesh 2021).
+    """
 
     mode: str
     unit: float
     tiny: float
     half_max: float
+    factors: float = 0.0
+    results: float = 0.0
+
+    def relative(self, terms: int) -> float:
+        """How far a computed sum of ``terms`` terms can be off, relative to the sum of their absolute values."""
+        if not self.factors:
+            return gamma_up(terms, self.unit)
+        factors, results = 1 + Fraction(self.factors), 1 + Fraction(self.results)
+        sums = gamma_up(terms + ALIGNMENT, self.unit)
+        if not math.isfinite(sums):
+            return sums
+        return fraction_up(factors**2 * (1 + 2 * Fraction(sums)) * results - 1)
+
+    def holds(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether every number of a constant is stored as it is: else the program is another network's."""
+        if not self.results or array.dtype.kind in "iubO":
+            return True
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float32)
+            if self.mode == "f16":
+                narrow = narrow.astype(np.float16).astype(np.float32)
+            else:
+                narrow = (narrow.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+        return bool(np.array_equal(narrow.astype(np.float64), array.astype(np.float64)))
 
 
+ALIGNMENT = 8  # more terms than there are, for the partial sums that a tensor core aligns before it adds them
+#: ``f32`` and ``f64`` answer in the serving modes; the others say what a radius would cost there. TF32: float32 stored,
+#: factors cut to 11 bits (the hardware may drop the rest, so 2⁻¹⁰ and not half of it). f16, bf16: all is stored so.
 PRECISIONS = (
     Precision("f32", 2.0**-24, 2.0**-126, 2.0**126),
     Precision("f64", 2.0**-53, 2.0**-1022, 2.0**1022),
+    Precision("tf32", 2.0**-24, 2.0**-126, 2.0**126, factors=2.0**-10),
+    Precision("f16", 2.0**-24, 2.0**-14, 2.0**14, factors=2.0**-11, results=2.0**-11),
+    Precision("bf16", 2.0**-24, 2.0**-126, 2.0**126, factors=2.0**-8, results=2.0**-8),
 )
 
 
@@ -61,9 +100,14 @@ class ErrorState:
     x_max: float
 
 
-def exact_input(norms: Iterable[Norm]) -> ErrorState:
-    """The program receives its input exactly."""
-    return ErrorState({norm: NOTHING for norm in norms}, math.inf)
+def received_input(norms: Iterable[Norm], size: int, precision: Precision) -> ErrorState:
+    """The program receives its ``size`` input values exactly, or stores them rounded (relative, or flushed to zero)."""
+    if not precision.results:
+        return ErrorState({norm: NOTHING for norm in norms}, math.inf)
+    stored = {
+        norm: Affine(constant_norm(norm, Bound(precision.tiny), size), Bound(precision.results)) for norm in norms
+    }
+    return ErrorState(stored, precision.half_max)
 
 
 def propagate(
@@ -71,9 +115,9 @@ def propagate(
 ) -> ErrorState | None:
     """Error after the step; ``None`` once some rounding on the way is unknown."""
     known = [state for state in states if state is not None]
-    if step.rounding is None or len(known) < len(states):
-        return None
     rounding = step.rounding
+    if rounding is None or rounding.only not in (None, precision.mode) or len(known) < len(states):
+        return None
     before = [_sizes(flow, state) for flow, state in zip(flows, known, strict=True)]
     absolute = step.gains if rounding.gains is None else rounding.gains
     carried = _joined(step, step.gains, [state.errors for state in known], norms)
@@ -84,6 +128,9 @@ def propagate(
         for norm in carried
         if not rounding.terms or norm in local
     }
+    if precision.factors and rounding.terms:
+        flushed = _flushed(step, absolute, flows, before, precision, norms)
+        errors = {norm: error + flushed[norm] for norm, error in errors.items() if norm in flushed}
     limits = [state.x_max for state in known]
     return ErrorState(_relax(errors), min([*limits, _domain(rounding, before, precision)]))
 
@@ -148,10 +195,35 @@ def _relax(errors: dict[Norm, Affine]) -> dict[Norm, Affine]:
 def _local(rounding: Rounding, size: Affine | None, norm: Norm, entries: int, precision: Precision) -> Affine:
     if size is None:
         return NOTHING
-    gamma = Bound(gamma_up(rounding.terms, precision.unit))
+    gamma = Bound(precision.relative(rounding.terms))
     offset = rounding.offset.get(norm, ZERO) * gamma
     underflow = constant_norm(norm, Bound(rounding.underflow) * Bound(precision.tiny), entries)
     return size.scaled(gamma) + Affine(offset + underflow, ZERO)
+
+
+def _flushed(
+    step: Step,
+    absolute: Sequence[Gains],
+    flows: Sequence[Flow],
+    before: Sequence[Mapping[Norm, Affine]],
+    precision: Precision,
+    norms: Sequence[Norm],
+) -> dict[Norm, Affine]:
+    """What is lost when numbers below the smallest normal one become zero on their way in or out.
+
+    Values on their way in: |op| applied to them. Weights: each output loses at most tiny·‖x̂‖₁ ≤ tiny·n·‖x̂‖∞. Results:
+    tiny each. All of it twice, because it is rounded on.
+    """
+    tiny, entries = Bound(2.0 * precision.tiny), math.prod(step.shape)
+    values = [{norm: Affine(constant_norm(norm, tiny, flow.size), ZERO) for norm in norms} for flow in flows]
+    lost = _joined(step, absolute, values, norms)
+    weights = NOTHING
+    for flow, sizes in zip(flows, before, strict=True):
+        if Norm.LINF not in sizes:
+            return {}
+        weights = weights + sizes[Norm.LINF].scaled(tiny * Bound(float(flow.size)))
+    every = weights + Affine(tiny, ZERO)
+    return {norm: loss + every.scaled(constant_norm(norm, Bound(1.0), entries)) for norm, loss in lost.items()}
 
 
 def _domain(rounding: Rounding, before: Sequence[Mapping[Norm, Affine]], precision: Precision) -> float:

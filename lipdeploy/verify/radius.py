@@ -10,12 +10,15 @@ In adaptive mode float32 may answer at x while float64 answers nearby: e(x) is t
 real margin exceeds 2·e64(x') ≥ 0, so the network and the float64 program say i there; if float32 answers x', its own
 positive numerator says the network's class, which is i.
 
-One step of ``nextafter`` after each operation is a proof (Lemma R1). The radius is stepped down once more, so that the
-closed ball is covered, and is zero unless the numerator exceeds 2⁻¹⁰⁰⁰ (flush-to-zero cannot fake one).
+What does not change from call to call (denominators, error constants) is rounded once, into a ``RadiusRule``. The few
+operations per call err by less than the head-room that the rule holds (Lemma R3 in docs/mathematics.md), a radius is
+always below the exact quotient, so that the closed ball is covered, and 2⁻¹⁰⁰⁰ is taken off at the end, so that it is
+zero where the quotient is that small (flush-to-zero cannot fake one).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +28,14 @@ import numpy as np
 from lipdeploy.errors import InputError
 from lipdeploy.verify.norms import Norm, norm_pair
 from lipdeploy.verify.operator_norm.sums import Array, absolute_sums, square_sums
+from lipdeploy.verify.rounding import add_up, div_up, down, gamma_up, mul_up, sqrt_up
 from lipdeploy.verify.verdict import ErrorBound
 
 GUARANTEES = ("deployed", "network")
-LEAST_NUMERATOR = 2.0**-1000
-LARGEST = float(np.finfo(np.float64).max)
+LEAST = 2.0**-1000
+HEAD_ROOM = 2.0**-51  # four unit roundoffs; no chain of operations below has more than three
+SHRINK = 1.0 - HEAD_ROOM
+LARGEST = float(np.finfo(np.float64).max) * SHRINK
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,33 @@ class CertifiedRows:
     radius: Array
 
 
-def input_norm_up(x: np.ndarray[Any, Any], norm: str) -> Array:
-    """Upper bounds of the input norm of every row of ``x`` (batch, ...), as float64."""
+def input_norm_up(x: np.ndarray[Any, Any], norm: str, *, single: bool = False) -> Array:
+    """Upper bounds of the input norm of every row of ``x`` (batch, ...), as float64; NaN or infinite for such rows.
+
+    ``single`` says that every value is a float32 number: then no square underflows or overflows in float64.
+    """
     rows = np.asarray(x, dtype=np.float64).reshape(len(x), math.prod(np.shape(x)[1:]))
     kind = norm_pair(norm)[0]
     if kind is Norm.LINF:
         return np.asarray(np.abs(rows).max(axis=1, initial=0.0))
     if kind is Norm.L1:
         return absolute_sums(rows, 1)
+    if single:
+        lengths: Array = np.sqrt(_squares(rows))
+        lengths *= length_factor(rows.shape[1])
+        return lengths
     return _up(np.sqrt(square_sums(rows, 1)))
+
+
+def _squares(rows: Array) -> Array:
+    sums: Array = np.vecdot(rows, rows) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", rows, rows)
+    return sums
+
+
+@functools.lru_cache(maxsize=256)
+def length_factor(terms: int) -> float:
+    """What a computed length of ``terms`` numbers can fall short by: √(1/(1 − γ)), and the roundings of √ and ×."""
+    return mul_up(sqrt_up(div_up(1.0, down(1.0 - gamma_up(terms + 1)))), 1.0 + HEAD_ROOM)
 
 
 def certified_rows(
@@ -61,102 +85,103 @@ def certified_rows(
     *,
     answering: ErrorBound | None = None,
 ) -> CertifiedRows:
-    """Labels, margins and radii for ``logits`` (batch, classes), exact float64 copies of the program's output.
+    """``RadiusRule(pairwise, error, guarantee, answering).rows(logits, input_norms)``, for a single use."""
+    return radius_rule(pairwise, error, guarantee, answering=answering).rows(logits, input_norms)
 
-    ``pairwise`` is (classes, classes), or (1, 1) with the constant of y itself for a single logit, whose class is
-    y > 0. ``input_norms`` bounds ‖x‖ per row. A row with a tie, a NaN or an infinity gets radius 0.
-    ``answering`` is the error of the program that computed ``logits`` where that is another one than the program
+
+@dataclass(frozen=True)
+class RadiusRule:
+    """Everything about a radius that does not depend on the input, rounded towards a smaller radius.
+
+    ``denominators`` (classes, classes) are above L_ij + 2c1, 1 on the diagonal, and zero only for a gap that never
+    changes; (1, 1) for a single logit. ``own`` is zero with +inf on the diagonal: a class does not compete with itself.
+    ``offset`` + ``slope``·‖x‖ is above what the errors take from a gap, with head-room for its two roundings.
+    ``ceiling`` is below the ‖x‖ up to which the error bounds hold.
+    """
+
+    denominators: Array
+    own: Array
+    offset: float
+    slope: float
+    ceiling: float
+    can_be_constant: bool
+
+    def rows(self, logits: np.ndarray[Any, Any], input_norms: np.ndarray[Any, Any]) -> CertifiedRows:
+        """Labels, margins and radii for ``logits`` (batch, classes), exact float64 copies of the program's output.
+
+        One column is a single logit, whose class is y > 0. ``input_norms`` bounds ‖x‖ per row. A row with a tie, a
+        NaN or an infinity gets radius 0.
+        """
+        scores, norms = np.asarray(logits, dtype=np.float64), np.asarray(input_norms, np.float64)
+        if scores.ndim != 2 or scores.shape[1] != len(self.denominators):
+            raise InputError(f"class scores must have shape (batch, classes), found {list(scores.shape)}")
+        with np.errstate(all="ignore"):
+            if math.isfinite(np.add.reduce(scores, axis=None)):
+                return self._finite(scores, norms)
+            usable = np.isfinite(scores).all(axis=1)  # a sum may overflow without any infinity
+            rows = self._finite(np.where(np.isnan(scores), -np.inf, scores), norms)
+            kept = np.where(usable, rows.margin, 0.0), np.where(usable, rows.radius, 0.0)
+            return CertifiedRows(rows.label, *kept)
+
+    def _finite(self, scores: Array, norms: Array) -> CertifiedRows:
+        if scores.shape[1] == 1:
+            gaps = np.abs(scores)
+            label = (scores[:, 0] > 0.0).astype(np.int64)
+            radii = self._radii(gaps, self.denominators[0], norms)
+            return CertifiedRows(label, gaps[:, 0], radii)
+        label = scores.argmax(axis=1)
+        gaps = _down(np.maximum.reduce(scores, axis=1, keepdims=True) - scores)
+        gaps += self.own.take(label, axis=0)
+        margin = np.maximum(np.minimum.reduce(gaps, axis=1), 0.0)
+        return CertifiedRows(label, margin, self._radii(gaps, self.denominators.take(label, axis=0), norms))
+
+    def _radii(self, gaps: Array, denominators: Array, norms: Array) -> Array:
+        """Per row the least quotient, below the exact one and within the ceiling; never NaN."""
+        taken = norms * self.slope
+        taken += self.offset
+        numerators = gaps - taken[:, None]
+        quotients = numerators / denominators
+        if self.can_be_constant:
+            quotients = np.where((denominators == 0.0) | (gaps == np.inf), quotients, np.minimum(quotients, LARGEST))
+        radii = np.minimum.reduce(quotients, axis=1) * SHRINK
+        radii = np.minimum(radii, self.ceiling - norms) - LEAST
+        positive: Array = np.fmax(radii, 0.0)  # which drops a NaN
+        return positive
+
+
+def radius_rule(
+    pairwise: np.ndarray[Any, Any], error: ErrorBound, guarantee: str, *, answering: ErrorBound | None = None
+) -> RadiusRule:
+    """The rule for a network's class differences.
+
+    ``pairwise`` is (classes, classes), or (1, 1) with the constant of y itself for a single logit.
+    ``answering`` is the error of the program that computed the logits where that is another one than the program
     that ``error`` is about (adaptive mode).
     """
     if guarantee not in GUARANTEES:
         raise InputError(f"unknown guarantee '{guarantee}'", hint=f"one of {', '.join(GUARANTEES)}")
-    scores = np.asarray(logits, dtype=np.float64)
-    if scores.ndim != 2 or scores.shape[1] < 1:
-        raise InputError(f"class scores must have shape (batch, classes), found {list(scores.shape)}")
-    at_x, norms, pairs = answering or error, np.asarray(input_norms, np.float64), np.asarray(pairwise, np.float64)
+    pairs = np.array(pairwise, np.float64)
+    if pairs.ndim != 2 or pairs.shape[0] != pairs.shape[1] or not pairs.size:
+        raise InputError(f"pair constants must have shape (classes, classes), found {list(pairs.shape)}")
+    meet = float(min(len(pairs), 2))  # scores that meet in one gap: two classes, or one logit
+    at_x, nearby = answering or error, error if guarantee == "deployed" else ErrorBound(0.0, 0.0, error.x_max)
+    slope, offset = mul_up(meet, add_up(at_x.c1, nearby.c1)), mul_up(meet, add_up(at_x.c0, nearby.c0))
+    tiny = LEAST if slope or offset else 0.0  # more than an underflow of slope · ‖x‖ loses
     with np.errstate(all="ignore"):
-        if scores.shape[1] == 1:
-            return _one_logit(scores[:, 0], norms, float(pairs[0, 0]), _Errors(at_x, error, guarantee, 1))
-        return _many_logits(scores, norms, pairs, _Errors(at_x, error, guarantee, 2))
-
-
-@dataclass(frozen=True)
-class _Errors:
-    """``at_x`` of the program that answered, ``nearby`` of the programs that answer in the ball.
-
-    ``scores`` of them meet in one gap: two classes, or one logit.
-    """
-
-    at_x: ErrorBound
-    nearby: ErrorBound
-    guarantee: str
-    scores: int
-
-    @property
-    def slope(self) -> float:
-        """What the error adds to the Lipschitz constant of a gap."""
-        return self.scores * self.nearby.c1 if self.guarantee == "deployed" else 0.0
-
-    def allowance(self, norms: Array) -> Array:
-        """What the errors can take from a gap, without the part that grows with the radius; rounded up."""
-        taken = _at(self.at_x, norms)
-        if self.guarantee == "deployed":
-            taken = 2.0 * taken if self.nearby is self.at_x else _up(taken + _at(self.nearby, norms))
-        return self.scores * taken  # one or two: exact
-
-    @property
-    def limit(self) -> float:
-        """The ‖x‖ up to which the error bounds hold."""
-        return min(self.at_x.x_max, self.nearby.x_max)
-
-
-def _at(error: ErrorBound, norms: Array) -> Array:
-    return _up(error.c0 + _up(error.c1 * norms))
-
-
-def _many_logits(scores: Array, norms: Array, pairs: Array, errors: _Errors) -> CertifiedRows:
-    usable = np.all(np.isfinite(scores), axis=1)
-    label = np.argmax(scores if usable.all() else np.where(np.isnan(scores), -np.inf, scores), axis=1)
-    rows = np.arange(len(scores))
-    gaps = _down(scores[rows, label][:, None] - scores)
-    gaps[rows, label] = np.inf
-    radii = _radii(gaps, norms, pairs[label], (rows, label), errors)
-    margin = np.where(usable, np.maximum(gaps.min(axis=1), 0.0), 0.0)
-    return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
-
-
-def _one_logit(scores: Array, norms: Array, constant: float, errors: _Errors) -> CertifiedRows:
-    usable = np.isfinite(scores)
-    gaps = np.abs(scores)
-    radii = _radii(gaps[:, None], norms, np.full((len(scores), 1), constant), None, errors)
-    label, margin = (scores > 0.0).astype(np.int64), np.where(usable, gaps, 0.0)
-    return CertifiedRows(label, margin, _capped(radii, norms, usable, errors))
-
-
-def _radii(gaps: Array, norms: Array, pairs: Array, own: tuple[Any, Any] | None, errors: _Errors) -> Array:
-    """Per row the least quotient: numerators down, denominators up, the quotient down and once more.
-
-    Stepping down is monotone, so the least quotient is stepped down after it was chosen. ``own`` are the entries of
-    each row's own class, which do not count. Never NaN.
-    """
-    numerator = _down(gaps - errors.allowance(norms)[:, None])
-    denominator = _up(pairs + errors.slope) if errors.slope else pairs
-    quotient = np.minimum(numerator / denominator, LARGEST)
-    constant = denominator == 0.0  # a gap that never changes
-    if constant.any():
-        quotient = np.where(constant, np.inf, quotient)
-    if own is not None:
-        quotient[own] = np.inf
-    least = quotient.min(axis=1)
-    least = np.where(np.isinf(least), least, _down(_down(least)))
-    return np.where(np.all(numerator > LEAST_NUMERATOR, axis=1) & (least > 0.0), least, 0.0)  # no NaN is > 0
-
-
-def _capped(radii: Array, norms: Array, usable: Any, errors: _Errors) -> Array:
-    """No radius beyond where the error bounds end; none for unusable rows."""
-    limit = errors.limit
-    room = np.maximum(_down(limit - norms), 0.0) if math.isfinite(limit) else np.inf
-    return np.where(usable & (norms < limit), np.minimum(radii, room), 0.0)  # no NaN and no infinity is < limit
+        denominators = _up(pairs + mul_up(meet, nearby.c1)) if nearby.c1 else pairs
+        denominators = np.where(denominators > 0.0, np.maximum(denominators, LEAST), denominators)
+    if len(pairs) > 1:
+        np.fill_diagonal(denominators, 1.0)
+    can_be_constant = not bool(np.all(denominators > 0.0))
+    limit = min(at_x.x_max, nearby.x_max)
+    return RadiusRule(
+        denominators=denominators,
+        own=np.diag(np.full(len(pairs), np.inf)) if len(pairs) > 1 else np.zeros((1, 1)),
+        offset=add_up(mul_up(offset, 1.0 + HEAD_ROOM), tiny),
+        slope=mul_up(slope, 1.0 + HEAD_ROOM),
+        ceiling=limit * SHRINK if can_be_constant and limit == math.inf else min(limit * SHRINK, LARGEST),
+        can_be_constant=can_be_constant,
+    )
 
 
 def float32_down(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

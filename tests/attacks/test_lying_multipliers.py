@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lipdeploy.prove.multipliers import find_multipliers
-from lipdeploy.verify.chain import Chain, Slopes, Sorting
+from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting, Stacked
 from lipdeploy.verify.lmi import certify
 
 
@@ -26,6 +26,12 @@ def relu(size: int) -> Slopes:
 
 def pairs(size: int) -> Sorting:
     return Sorting(np.arange(size).reshape(-1, 2))
+
+
+def beside(size: int) -> Stacked:
+    """Half passes by, a quarter is ReLU, a quarter sorted."""
+    half, quarter = size // 2, size // 4
+    return Stacked((Slopes(np.repeat([1.0, 0.0], [half, quarter]), np.ones(half + quarter)), pairs(quarter)))
 
 
 def sorting_network(weights: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
@@ -105,11 +111,11 @@ GARBAGE: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [relu, pairs])
+@pytest.mark.parametrize("kind", [relu, pairs, beside])
 @pytest.mark.parametrize("routine", ["cholesky", "solve", "eigvalsh"])
 @pytest.mark.parametrize("garbage", sorted(GARBAGE))
 def test_linear_algebra_that_lies(
-    kind: Callable[[int], Slopes | Sorting], routine: str, garbage: str, monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[int], Activation], routine: str, garbage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
     weights = tuple(rng.standard_normal(shape) / 3 for shape in ((8, 6), (8, 8), (3, 8)))

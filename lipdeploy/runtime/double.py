@@ -29,8 +29,8 @@ KERNELS = frozenset(
     Abs Add And BatchNormalization Cast CastLike Clip Concat ConstantOfShape DepthToSpace Div Dropout Einsum Equal
     Exp Expand Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
     LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2
-    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Shape Sigmoid
-    Size Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where Xor
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Shape
+    Size Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
     """.split()  # noqa: SIM905
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.runtime.executed import check_executed
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary
+from lipdeploy.runtime.optimised import check_optimised
 from lipdeploy.runtime.providers import CPU, Provider, check_obtained
 
 Array = np.ndarray[Any, Any]
 BYTES_LIMIT = 2**31 - 1
-SILENT = 4
+SILENT, WARNING = 4, 2
+LEVELS = onnxruntime.GraphOptimizationLevel
+#: From the highest; what they do was read and tested for the CPU provider only.
+OPTIMISATIONS = (LEVELS.ORT_ENABLE_ALL, LEVELS.ORT_ENABLE_EXTENDED, LEVELS.ORT_ENABLE_BASIC)
+Check = Callable[[onnx.ModelProto, onnx.ModelProto, str], None]
 LOAD_ERRORS = (
     native.EPFail,
     native.Fail,
@@ -35,38 +40,57 @@ LOAD_ERRORS = (
 
 @dataclass(frozen=True)
 class Engine:
-    """How sessions are opened: providers with pinned options, threads, operator library."""
+    """How sessions are opened: providers with pinned options, threads, operator library.
+
+    ``spinning``: idle worker threads wait in a loop, which answers sooner and doubles what a server spends.
+    """
 
     providers: tuple[Provider, ...]
     threads: int | None
     library: OperatorLibrary | None
+    spinning: bool = True
 
     @property
     def double_products(self) -> bool:
         """Whether the float64 program may use the library's own products: they are there, and the CPU runs it."""
-        on_cpu = all(name == CPU for name, _ in self.providers)
-        return on_cpu and self.library is not None and self.library.double_products
+        return self._on_cpu and self.library is not None and self.library.double_products
+
+    @property
+    def _on_cpu(self) -> bool:
+        return all(name == CPU for name, _ in self.providers)
 
     def open(self, model: onnx.ModelProto, what: str) -> onnxruntime.InferenceSession:
         """A session on exactly this model; checks providers and the graph that ONNX Runtime really executes.
 
+        The highest level of graph optimisation is kept at which the executed graph is the verified one (design §1.4).
         Raises ``IntegrityError`` when either differs, ``Refused`` (LIP018) when a kernel is missing, ``InputError``
         when ONNX Runtime cannot load the model at all. ``what`` names the program in messages.
         """
         data = _serialized(model)
+        for level in OPTIMISATIONS if self._on_cpu else ():
+            with contextlib.suppress(IntegrityError, InputError, Refused):  # the next lower level, then
+                return self._open_at(level, data, model, what, check_optimised)
+        return self._open_at(LEVELS.ORT_DISABLE_ALL, data, model, what, check_executed)
+
+    def _open_at(
+        self, level: onnxruntime.GraphOptimizationLevel, data: bytes, model: onnx.ModelProto, what: str, check: Check
+    ) -> onnxruntime.InferenceSession:
         with _scratch_file() as dump:
-            session = self._create(data, dump, what)
+            session = self._create(level, data, dump, what)
             check_obtained(session, self.providers)
-            check_executed(model, onnx.load(dump), what)
+            check(model, onnx.load(dump), what)
         return session
 
-    def _create(self, data: bytes, dump: str, what: str) -> onnxruntime.InferenceSession:
-        options = self._options(dump)
+    def _create(
+        self, level: onnxruntime.GraphOptimizationLevel, data: bytes, dump: str, what: str
+    ) -> onnxruntime.InferenceSession:
+        options = self._options(level, dump)
         names, settings = [name for name, _ in self.providers], [dict(given) for _, given in self.providers]
         try:
-            return onnxruntime.InferenceSession(
-                data, options, providers=names, provider_options=settings, enable_fallback=0
-            )
+            with contextlib.nullcontext() if self._on_cpu else _silence():
+                return onnxruntime.InferenceSession(
+                    data, options, providers=names, provider_options=settings, enable_fallback=0
+                )
         except native.NotImplemented as error:
             message = f"{what}: ONNX Runtime has no kernel: {error}"
             hint = "use another certify mode, or replace the operator"
@@ -74,14 +98,15 @@ class Engine:
         except LOAD_ERRORS as error:
             raise InputError(f"{what}: ONNX Runtime cannot load the model: {error}") from error
 
-    def _options(self, dump: str) -> onnxruntime.SessionOptions:
+    def _options(self, level: onnxruntime.GraphOptimizationLevel, dump: str) -> onnxruntime.SessionOptions:
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = level
         options.optimized_model_filepath = dump
         options.use_deterministic_compute = True
         options.log_severity_level = SILENT
         options.add_session_config_entry("session.set_denormal_as_zero", "0")
         options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self.spinning else "0")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         if self.library is not None:
@@ -91,6 +116,16 @@ class Engine:
                 message = f"ONNX Runtime does not accept the operator library {self.library.path}: {error}"
                 raise IntegrityError(message, hint=REINSTALL) from error
         return options
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """A provider that does not load is told by an exception (``check_obtained``), not by lines on stderr."""
+    onnxruntime.set_default_logger_severity(SILENT)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(WARNING)
 
 
 @contextlib.contextmanager
@@ -141,4 +176,4 @@ def check_arithmetic() -> None:
         )
 
 
-_PROBES: Sequence[np.float64] = (np.float64(5e-324), np.float64(1.0), np.float64(2.0**-53))
+_PROBES: Sequence[float] = (5e-324, 1.0, 2.0**-53)  # not literals in the function: a compiler would fold them

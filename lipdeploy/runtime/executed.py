@@ -1,9 +1,9 @@
 """Comparing the graph that ONNX Runtime executes with the one that was verified.
 
-ONNX Runtime may rewrite a graph while loading it (fold constants, fuse weights, move factors into attributes). The
-session asks for no optimisation at all, then looks at the graph that really runs: every node must be one of the
-verified ones, or come from the body of a function that the verified graph calls, and every constant and attribute must
-be bit for bit the verified one. Anything else is an ``IntegrityError``.
+ONNX Runtime may rewrite a graph while loading it (fold constants, fuse weights, move factors into attributes). Here is
+the check of a graph that was loaded without any optimisation: every node must be one of the verified ones, or come from
+the body of a function that the verified graph calls, and every constant and attribute must be bit for bit the verified
+one. Anything else is an ``IntegrityError``. Graphs that were optimised are compared in ``optimised.py``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in STANDARD:
-            yield _constant(node)
+            yield constant_tensor(node)
 
 
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto:
+    """What a Constant node stands for."""
     tensor = onnx.TensorProto()
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR:
@@ -71,7 +72,7 @@ def _is_verified(tensor: onnx.TensorProto, stored: dict[str, onnx.TensorProto], 
 
 def _bodies(model: onnx.ModelProto) -> _Bodies:
     """Operators and numbers of every function that the model's nodes may be expanded into."""
-    bodies, opsets = _Bodies(), _opsets(model)
+    bodies, opsets = _Bodies(), opset_versions(model)
     local = {(f.domain, f.name): f for f in model.functions}
     pending, seen = list(model.graph.node), set()
     while pending:
@@ -107,7 +108,8 @@ def _numbers(attributes: Iterable[AttributeProto]) -> Iterator[float]:
             yield from np.atleast_1d(np.asarray(helper.get_attribute_value(attribute), dtype=np.float64)).tolist()
 
 
-def _opsets(model: onnx.ModelProto) -> dict[str, int]:
+def opset_versions(model: onnx.ModelProto) -> dict[str, int]:
+    """Operator set versions by domain."""
     return {"" if entry.domain in STANDARD else entry.domain: entry.version for entry in model.opset_import}
 
 
@@ -128,7 +130,7 @@ def _domain(node: onnx.NodeProto) -> str:
 
 
 def _check_nodes(verified: onnx.ModelProto, executed: onnx.ModelProto, bodies: _Bodies, what: str) -> None:
-    opsets = _opsets(verified)
+    opsets = opset_versions(verified)
     nodes = [node for node in verified.graph.node if not (node.op_type == "Constant" and node.domain in STANDARD)]
     by_output = {node.output[0]: node for node in nodes}
     alias = _aliases(executed)
@@ -161,7 +163,7 @@ def _matches(node: onnx.NodeProto, known: onnx.NodeProto | None, alias: dict[str
     return (
         _stripped(inputs) == _stripped(known.input)
         and _stripped(node.output) == _stripped(known.output)
-        and _attributes(node, opsets) == _attributes(known, opsets)
+        and comparable_attributes(node, opsets) == comparable_attributes(known, opsets)
     )
 
 
@@ -173,7 +175,7 @@ def _stripped(names: Iterable[str]) -> list[str]:
     return kept
 
 
-def _attributes(node: onnx.NodeProto, opsets: dict[str, int]) -> dict[str, bytes]:
+def comparable_attributes(node: onnx.NodeProto, opsets: dict[str, int]) -> dict[str, bytes]:
     """Attributes in comparable form, with the operator's defaults filled in."""
     schema = _schema(node, opsets)
     defaults = [] if schema is None else [a.default_value for a in schema.attributes.values() if a.default_value.name]

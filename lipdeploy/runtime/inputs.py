@@ -18,13 +18,16 @@ Array = np.ndarray[Any, Any]
 SIGNIFICAND_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 
-def feeds_for(given: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def feeds_for(given: Any, specs: Sequence[TensorSpec], *, finite: bool = True) -> dict[str, Array]:
     """The program's inputs by name: ``given`` is one array, or a mapping from input names to arrays.
 
     Raises ``InputError`` naming what was expected: unknown or missing names, shape, values that the input's type
-    does not hold exactly, NaN, infinity, unequal batch sizes.
+    does not hold exactly, NaN, infinity, unequal batch sizes. ``finite=False`` leaves NaN and infinity to a caller who
+    sees them in the norms (``check_finite`` names the place).
     """
     if not isinstance(given, Mapping):
+        if not finite and len(specs) == 1 and _ready(given, specs[0]):
+            return {specs[0].name: given}
         if len(specs) != 1:
             names = ", ".join(spec.name for spec in specs)
             raise InputError(f"the model has several inputs: {names}", hint="pass a dictionary from names to arrays")
@@ -32,7 +35,7 @@ def feeds_for(given: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     expected = {spec.name for spec in specs}
     if set(given) != expected:
         raise InputError(f"inputs {sorted(map(str, given))} were given, the model has {sorted(expected)}")
-    feeds = {spec.name: program_tensor(given[spec.name], spec) for spec in specs}
+    feeds = {spec.name: program_tensor(given[spec.name], spec, finite=finite) for spec in specs}
     if len({array.shape[0] for array in feeds.values()}) > 1:
         raise InputError(f"batch sizes differ: { ({name: array.shape[0] for name, array in feeds.items()}) }")
     return feeds
@@ -60,7 +63,7 @@ def probe_feeds(specs: Sequence[TensorSpec]) -> dict[str, Array]:
     return feeds
 
 
-def program_tensor(given: Any, spec: TensorSpec) -> Array:
+def program_tensor(given: Any, spec: TensorSpec, *, finite: bool = True) -> Array:
     """``given`` in the element type of ``spec``, every value unchanged, contiguous."""
     try:
         array = np.asarray(given)
@@ -69,9 +72,17 @@ def program_tensor(given: Any, spec: TensorSpec) -> Array:
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise InputError(f"input '{spec.name}': expected numbers, got an array of {array.dtype}")
     _check_shape(array, spec)
-    _check_finite(array, spec)
+    if finite or array.dtype != spec.dtype:
+        check_finite(array, spec)
     converted = _converted(array, spec)
     return np.ascontiguousarray(converted)
+
+
+def _ready(given: Any, spec: TensorSpec) -> bool:
+    """Whether an array can be handed over as it is."""
+    if type(given) is not np.ndarray or not given.ndim or given.dtype != spec.dtype or not given.flags.c_contiguous:
+        return False
+    return given.shape[1:] == spec.shape[1:] and spec.shape[0] in (None, given.shape[0])
 
 
 def _check_shape(array: Array, spec: TensorSpec) -> None:
@@ -85,7 +96,8 @@ def _check_shape(array: Array, spec: TensorSpec) -> None:
         raise InputError(f"input '{spec.name}': expected shape {expected}, got {array.shape}", hint=hint)
 
 
-def _check_finite(array: Array, spec: TensorSpec) -> None:
+def check_finite(array: Array, spec: TensorSpec) -> None:
+    """Raise ``InputError`` naming the first NaN or infinity."""
     if array.dtype.kind in "biu":
         return
     finite = np.isfinite(array)

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,23 @@ class OperatorLibrary:
     has_cuda: bool
     sha256: str
     double_products: bool = False
+
+    def check(self, operators: Mapping[str, int]) -> None:
+        """Raise ``IntegrityError`` unless this is still the file that was inspected, with a certificate's operators.
+
+        ``operators`` are names with versions, as the certificate lists them under ``ops``.
+        """
+        for name, wanted in operators.items():
+            if wanted != self.version:
+                found = f"implements operator version {self.version}"
+                raise IntegrityError(f"{self.path} {found}, the certificate is about {name} {wanted}", hint=REINSTALL)
+        try:
+            digest = hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise IntegrityError(f"the operator library {self.path} went away: {error}", hint=REINSTALL) from error
+        if digest != self.sha256:
+            message = f"the operator library {self.path} changed while it was loaded: {digest}, was {self.sha256}"
+            raise IntegrityError(message, hint=REINSTALL)
 
 
 def find_library() -> OperatorLibrary | None:

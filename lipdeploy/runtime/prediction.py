@@ -51,12 +51,16 @@ class CertifiedPrediction:
 
     def linf_radius(self) -> Array:
         """The radii as ℓ∞ radii, rounded down: r/√n from an ℓ2 certificate, r/n from ℓ1, r itself from ℓ∞."""
-        input_norm = self.norm.split("-")[0]
-        if input_norm == "linf":
-            return self.radius
-        size = float(self.input_size)
-        divided = np.nextafter(self.radius / (sqrt_up(size) if input_norm == "l2" else size), -np.inf)
-        return np.where(np.isinf(self.radius), self.radius, np.maximum(divided, 0.0))
+        return linf_radius(self.radius, self.norm, self.input_size)
+
+
+def linf_radius(radius: Array, norm: str, size: int) -> Array:
+    """``radius`` in the input norm of ``norm`` as ℓ∞ radii, rounded down; a row has ``size`` values."""
+    input_norm = norm.split("-")[0]
+    if input_norm == "linf":
+        return radius
+    divided = np.nextafter(radius / (sqrt_up(float(size)) if input_norm == "l2" else float(size)), -np.inf)
+    return np.where(np.isinf(radius), radius, np.maximum(divided, 0.0))
 
 
 def checked_epsilon(epsilon: float | None) -> float:

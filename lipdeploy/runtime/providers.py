@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -50,14 +54,33 @@ def _pinned(name: str, options: Mapping[str, Any]) -> Provider:
     return name, {**given, **PINNED[name]}
 
 
+def missing_library() -> str | None:
+    """Which shared library keeps the CUDA provider from loading, if that is the reason; asked in another process.
+
+    (Loading the provider here, before ONNX Runtime has introduced itself to it, would leave it without a host.)
+    """
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    paths = [str(folder / f"libonnxruntime_providers_{name}.so") for name in ("shared", "cuda")]
+    load = "import ctypes, sys; [ctypes.CDLL(path, ctypes.RTLD_GLOBAL) for path in sys.argv[1:]]"
+    try:
+        tried = subprocess.run([sys.executable, "-c", load, *paths], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"OSError: (\S+): cannot open shared object file", tried.stderr.decode(errors="replace"))
+    return found[1] if found else None
+
+
 def check_obtained(session: onnxruntime.InferenceSession, wanted: Sequence[Provider]) -> None:
     """Raise ``IntegrityError`` unless the session runs on the providers, with the options, that were asked for."""
     names = [name for name, _ in wanted]
     obtained = session.get_providers()
     if obtained not in (names, [*names, CPU]):
+        library = missing_library() if CUDA in names and CUDA not in obtained else None
+        why = f": {library} is not found" if library else ""
         raise IntegrityError(
-            f"asked for {', '.join(names)}, obtained {', '.join(obtained)}",
-            hint="check the driver, CUDA and cuDNN (onnxruntime prints why), or leave providers at the default",
+            f"asked for {', '.join(names)}, obtained {', '.join(obtained)}{why}",
+            hint="check the driver, CUDA and cuDNN (the versions that this onnxruntime was built for), "
+            "or leave providers at the default",
         )
     options = session.get_provider_options()
     for name, pinned in wanted:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from lipdeploy.runtime import products
+from lipdeploy.runtime import products, smooth
 from lipdeploy.runtime.rewriting import Rewriting, attributes_of, unsupported
 from lipdeploy.runtime.windows import Windows, per_axis
 
@@ -255,4 +255,6 @@ REWRITES: dict[str, Callable[[Rewriting, onnx.NodeProto], None]] = {
     "Mean": mean,
     "HardSigmoid": hard_sigmoid,
     "Softsign": softsign,
+    "Tanh": smooth.tanh,
+    "Sigmoid": smooth.sigmoid,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +17,16 @@ from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.runtime import engine as engines
 from lipdeploy.runtime.double import double_model, elements_per_row
 from lipdeploy.runtime.engine import Engine
-from lipdeploy.runtime.inputs import feeds_for, flattened, probe_feeds
+from lipdeploy.runtime.inputs import check_finite, feeds_for, flattened, probe_feeds
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary, find_library
+from lipdeploy.runtime.native import Native, native_of, native_rule
 from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
 from lipdeploy.runtime.program import stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
 from lipdeploy.runtime.selftest import check_kernels
 from lipdeploy.verify import certificate, verify_source, version
-from lipdeploy.verify.radius import CertifiedRows, certified_rows, input_norm_up
+from lipdeploy.verify.norms import Norm, norm_pair
+from lipdeploy.verify.radius import CertifiedRows, RadiusRule, input_norm_up, radius_rule
 from lipdeploy.verify.rounding import mul_up
 from lipdeploy.verify.source import read_source
 from lipdeploy.verify.verdict import ErrorBound, TensorSpec, Verdict
@@ -43,7 +46,8 @@ class CertifiedSession:
     ``certify`` chooses the program that answers ``predict`` and the guarantee: ``"f64"`` (deployed, default),
     ``"adaptive"`` (deployed; float32 where its error bound suffices, else float64), ``"f32"`` (deployed, smaller
     radii), ``"network"`` (float32 labels, radii of the real-valued network).
-    ``providers`` as in ONNX Runtime, default the CPU. ``threads`` bounds the threads of one call.
+    ``providers`` as in ONNX Runtime, default the CPU. ``threads`` bounds the threads of one call;
+    ``spinning=False`` lets idle ones sleep between calls (servers).
 
     Raises ``InputError`` (unreadable, wrong option), ``Refused`` (not provable, or no guarantee in this mode),
     ``LimitExceeded``, ``IntegrityError`` (certificate, operator library, provider or executed graph differ).
@@ -58,6 +62,8 @@ class CertifiedSession:
         providers: Asked | None = None,
         threads: int | None = None,
         output_name: str | None = None,
+        *,
+        spinning: bool = True,
     ) -> None:
         _check_options(certify, threads)
         engines.check_arithmetic()
@@ -76,16 +82,22 @@ class CertifiedSession:
         self.certificate: dict[str, Any] = certificate.document(self.verdict, version())
         self.certificate_sha256 = hashlib.sha256(certificate.dumps(self.certificate).encode()).hexdigest()
         self.library: OperatorLibrary | None = find_library()
-        self._engine = Engine(choose(providers), threads, self.library)
+        self._engine = Engine(choose(providers), threads, self.library, spinning)
         self._inputs: tuple[TensorSpec, ...] = self.verdict.inputs
         self._output: str = _name_of_output(self.verdict)
         self._stored = self._open(stored_program(source.proto), "stored program")
         self._double, self._rows_per_run = self._open_double(source.proto)
         self._heads = _pairwise(self.verdict)
-        self._errors = self._error_constants()
-        self._stored_error = None if self._uncovered() else self.verdict.numeric_error.get("f32")
+        self._native: Native | None = native_of(self.library)
+        self._radius_rule, self._stored_rule = (native_rule(rule, self._native) for rule in self._radius_rules())
+        self._single = all(spec.dtype != np.float64 for spec in self._inputs)  # every input value is a float32 number
+        self._input_size = _values_per_row(self._inputs)
+        plain = len(self._inputs) == 1 and self._inputs[0].dtype == np.float32 and norm_pair(norm)[0] is Norm.L2
+        self._plain_input = self._inputs[0].name if plain else None
         self._compare_programs()
         self._check_products(source.proto)
+        if self.library is not None:
+            self.library.check(self.verdict.operators)
 
     # What is known about the model.
 
@@ -111,6 +123,16 @@ class CertifiedSession:
         """Their options, read back."""
         options: dict[str, dict[str, str]] = self._stored.get_provider_options()
         return options
+
+    @property
+    def optimisation(self) -> Mapping[str, str]:
+        """ONNX Runtime's level of graph optimisation, read back: per program, the highest that stays verified."""
+        programs = {"stored": self._stored, "float64": self._double}
+        return {
+            name: program.get_session_options().graph_optimization_level.name
+            for name, program in programs.items()
+            if program is not None
+        }
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -159,23 +181,21 @@ class CertifiedSession:
         wanted = checked_epsilon(epsilon)
         pairwise = self._class_bounds()
         engines.check_arithmetic()
-        feeds = feeds_for(x, self._inputs)
-        wide = _widened(feeds)
-        rows = flattened(wide)
-        norms = input_norm_up(rows, self.norm) if len(rows) else np.zeros(0)
+        feeds = feeds_for(x, self._inputs, finite=False)
+        wide, norms = self._received(feeds)
         answers, logits, program = self._certified(feeds, wide, norms, pairwise, wanted)
         return CertifiedPrediction(
             label=answers.label,
             radius=answers.radius,
             margin=answers.margin,
-            certified=(answers.radius > 0.0) & (answers.radius >= wanted),
+            certified=answers.radius >= wanted if wanted > 0.0 else answers.radius > 0.0,
             logits=logits,
             program=program,
             norm=self.norm,
             lipschitz_bound=self.lipschitz_bound,
             guarantee=self.guarantee,
             epsilon=None if epsilon is None else wanted,
-            input_size=_values_per_row(self._inputs),
+            input_size=self._input_size,
             certificate_sha256=self.certificate_sha256,
         )
 
@@ -257,6 +277,46 @@ class CertifiedSession:
             return "the stored program does not compute in float32"
         return None
 
+    def _radius_rules(self) -> tuple[RadiusRule | None, RadiusRule | None]:
+        """How margins become radii, and in adaptive mode how those of float32 do (``None``: it never answers)."""
+        error = self._error_constants()
+        if error is None or self._heads is None:
+            return None, None
+        stored = None if self._uncovered() else self.verdict.numeric_error.get("f32")
+        if self.guarantee == "deployed" and self._swallows(error):
+            raise _no_guarantee("the rounding error bound of its program is larger than any margin it can have")
+        if stored is not None and self._swallows(stored):
+            stored = None  # adaptive: float32 would never answer
+        own = radius_rule(self._heads, error, self.guarantee)
+        return own, None if stored is None else radius_rule(self._heads, error, self.guarantee, answering=stored)
+
+    def _swallows(self, error: ErrorBound) -> bool:
+        """Whether the error exceeds every margin of the real network: its gap at 0, and its growth L·‖x‖ from there."""
+        assert self._heads is not None
+        zero = {name: np.zeros_like(array) for name, array in probe_feeds(self._inputs).items()}
+        program = self._stored_logits if self._double is None else self._double_logits
+        logits = program(zero, self._heads)
+        gap = float((logits.max(axis=1) - logits.min(axis=1) if len(self._heads) > 1 else np.abs(logits[:, 0])).max())
+        meet = 4.0 if len(self._heads) > 1 else 2.0
+        return bool(self._heads.max() <= meet * error.c1 and gap <= meet * error.c0)
+
+    def _received(self, feeds: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+        """The inputs in float64, and upper bounds of ‖x‖ per row.
+
+        A NaN or an infinity among the values shows in the norm, and is an ``InputError``.
+        """
+        if self._plain_input is not None and self._native is not None:
+            array, norms = self._native.widened(feeds[self._plain_input])
+            wide = {self._plain_input: array}
+        else:
+            wide = _widened(feeds)
+            rows = flattened(wide)
+            norms = input_norm_up(rows, self.norm, single=self._single) if len(rows) else np.zeros(0)
+        if not math.isfinite(np.add.reduce(norms)):
+            for spec in self._inputs:
+                check_finite(feeds[spec.name], spec)
+        return wide, norms
+
     def _class_bounds(self) -> Array:
         if self._heads is None:
             shape = self.verdict.output.shape if self.verdict.output else ()
@@ -270,36 +330,34 @@ class CertifiedSession:
         """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row; ``wide`` is ``feeds`` in float64."""
         if self.certify == "adaptive":
             return self._adaptive(feeds, wide, norms, pairwise, wanted)
+        rule = self._radius_rule
+        assert rule is not None  # there are class bounds
         if self.certify == "f64":
             logits = self._double_logits(wide, pairwise)
-            return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
+            return rule.rows(logits, norms), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
         if self.certify == "f32":
-            return self._answers(logits, norms, pairwise), logits, _named("f32", logits)
-        exact = self._answers(self._double_logits(wide, pairwise), norms, pairwise)
+            return rule.rows(logits, norms), logits, _named("f32", logits)
+        exact = rule.rows(self._double_logits(wide, pairwise), norms)
         return _agreeing(exact, logits), logits, _named("f32", logits)
-
-    def _answers(
-        self, logits: Array, norms: Array, pairwise: Array, answering: ErrorBound | None = None
-    ) -> CertifiedRows:
-        assert self._errors is not None
-        return certified_rows(logits, norms, pairwise, self._errors, self.guarantee, answering=answering)
 
     def _adaptive(
         self, feeds: dict[str, Array], wide: dict[str, Array], norms: Array, pairwise: Array, wanted: float
     ) -> tuple[CertifiedRows, Array, Array]:
         """float32 answers the rows that it certifies as far as asked; float64 answers the others."""
-        if self._stored_error is None:
+        rule = self._radius_rule
+        assert rule is not None  # there are class bounds
+        if self._stored_rule is None:
             logits = self._double_logits(wide, pairwise)
-            return self._answers(logits, norms, pairwise), logits, _named("f64", logits)
+            return rule.rows(logits, norms), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
-        rows = self._answers(logits, norms, pairwise, answering=self._stored_error)
-        rest = ~((rows.radius > 0.0) & (rows.radius >= wanted))
-        program = _named("f32", logits)
+        rows = self._stored_rule.rows(logits, norms)
+        rest = ~(rows.radius >= wanted) if wanted > 0.0 else ~(rows.radius > 0.0)
         if not rest.any():
-            return rows, logits, program
+            return rows, logits, _named("f32", logits)
         again = self._double_rows(wide, rest, pairwise)
-        escalated = self._answers(again, norms[rest], pairwise)
+        escalated = rule.rows(again, norms[rest])
+        program = _named("f32", logits)
         logits[rest], program[rest] = again, "f64"
         for old, new in zip(_columns(rows), _columns(escalated), strict=True):
             old[rest] = new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from lipdeploy.errors import IntegrityError
 from lipdeploy.ops import VERSION
 from lipdeploy.runtime import library
-from lipdeploy.runtime.library import ENVIRONMENT_VARIABLE, find_library
+from lipdeploy.runtime.library import ENVIRONMENT_VARIABLE, find_library, inspect_library
 
 
 @pytest.fixture
@@ -110,3 +111,23 @@ def test_the_built_library_has_a_kernel_entry_for_every_type():
     handle = ctypes.CDLL(found.path)
     for kind in ("f16", "bf16", "f32", "f64"):
         assert hasattr(handle, f"lipdeploy_group_sort_{kind}_cpu")
+
+
+def test_a_library_that_is_exchanged_while_a_session_starts_is_noticed(build, tmp_path):
+    found = inspect_library(build(PARTS + f"int lipdeploy_ops_version(void){{return {VERSION};}}"))
+    copy = tmp_path / "liblipdeploy_ops.so"
+    copy.write_bytes(Path(found.path).read_bytes())
+    mine = dataclasses.replace(found, path=str(copy))
+    mine.check({"GroupSort": found.version})
+    copy.write_bytes(copy.read_bytes() + b"\0")
+    with pytest.raises(IntegrityError, match="changed while it was loaded"):
+        mine.check({})
+    copy.unlink()
+    with pytest.raises(IntegrityError, match="went away"):
+        mine.check({})
+
+
+def test_a_certificate_about_another_operator_version_is_refused(build):
+    found = inspect_library(build(PARTS + f"int lipdeploy_ops_version(void){{return {VERSION};}}"))
+    with pytest.raises(IntegrityError, match=f"certificate is about GroupSort {found.version + 1}"):
+        found.check({"GroupSort": found.version + 1})

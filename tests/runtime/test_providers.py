@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import onnxruntime
 import pytest
 
@@ -71,3 +74,31 @@ def test_an_option_that_did_not_arrive_is_an_integrity_error(with_cuda):
     changed = {**wanted[0][1], "use_tf32": "1"}
     with pytest.raises(IntegrityError, match="asked for use_tf32 = 0, obtained 1"):
         check_obtained(Obtained(**{CUDA: changed, CPU: {}}), wanted)
+
+
+def test_a_missing_cuda_library_is_named(with_cuda, monkeypatch):
+    said = b"OSError: libcublasLt.so.13: cannot open shared object file: No such file or directory"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, b"", said))
+    with pytest.raises(IntegrityError, match=rf"obtained {CPU}: libcublasLt\.so\.13 is not found"):
+        check_obtained(Obtained(**{CPU: {}}), choose([CUDA]))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, b"", b"other"))
+    with pytest.raises(IntegrityError, match=rf"obtained {CPU}$"):
+        check_obtained(Obtained(**{CPU: {}}), choose([CUDA]))
+
+
+def test_onnxruntime_prints_nothing_about_a_provider_that_does_not_load(tmp_path):
+    script = """
+from onnx import parser
+from lipdeploy.errors import IntegrityError
+from lipdeploy.runtime.engine import Engine
+from lipdeploy.runtime.providers import CUDA
+text = '<ir_version: 9, opset_import: ["": 20]> g (float[N, 2] x) => (float[N, 2] y) { y = Relu (x) }'
+try:
+    Engine(((CUDA, {}),), 1, None).open(parser.parse_model(text), "trial")
+except IntegrityError as error:
+    print(error.message)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    if CUDA in onnxruntime.get_available_providers() and done.stdout:
+        assert f"obtained {CPU}" in done.stdout

@@ -324,8 +324,8 @@ def test_an_optimised_graph_is_refused(parse, monkeypatch, level):
     )  # fmt: skip
     original = engine.Engine._options
 
-    def optimised(self, dump):
-        options = original(self, dump)
+    def optimised(self, asked, dump):
+        options = original(self, asked, dump)
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
         return options
 
@@ -576,3 +576,25 @@ def test_an_initialiser_that_callers_could_override_is_not_theirs_to_set(parse):
     except Refused:
         return
     assert [spec.name for spec in certified.inputs] == ["x"]
+
+
+def test_a_bound_that_swallows_every_margin_is_no_guarantee(parse):
+    """Two rows a millionth apart: the float32 error of each is larger than what can ever lie between them."""
+    row = (1e6 * normal(6)).astype(np.float32)
+    apart = row.copy()
+    apart[0] = np.nextafter(apart[0], np.float32(1e9))
+    model = parse("g (float[N,6] x) => (float[N,2] y) { y = Gemm<transB=1>(x, w) }", w=np.stack([row, apart]))
+    data = model.SerializeToString()
+    with pytest.raises(Refused, match=r"LIP018.*larger than any margin"):
+        CertifiedSession(data, certify="f32")
+    adaptive = CertifiedSession(data, certify="adaptive").predict(normal(4, 6))
+    assert set(adaptive.program) == {"f64"}, "float32 is not even asked"
+    assert (adaptive.radius > 0).any()
+
+
+def test_idle_threads_may_sleep(linear):
+    for spinning, value in ((True, "1"), (False, "0")):
+        session = CertifiedSession(linear([[1, 0, 0], [0, 1, 0]]), threads=2, spinning=spinning)
+        options = session._stored.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == value
+        assert session.predict(np.float32([[1, 0, 0]])).label.tolist() == [0]

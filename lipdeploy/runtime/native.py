@@ -1,0 +1,120 @@
+"""The library's own functions around the float64 program: the same numbers as NumPy's, in two calls instead of thirty.
+
+With the caches full of weights, thirty array operations cost up to a quarter of a small network. The meaning stays in
+``lipdeploy/verify/radius.py``: a session compares both bit for bit before it answers, and takes NumPy's way for
+everything but the plain case (no library, no finite score, a gap that never changes, one logit).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lipdeploy.errors import IntegrityError
+from lipdeploy.runtime.library import REINSTALL, OperatorLibrary
+from lipdeploy.verify.radius import CertifiedRows, RadiusRule, input_norm_up, length_factor
+
+Array = np.ndarray[Any, Any]
+POINTER, WHOLE, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+@dataclass(frozen=True)
+class Native:
+    """``widen`` and ``radii`` of one library."""
+
+    path: str
+    widen_function: Any
+    radii_function: Any
+
+    def widened(self, x: Array) -> tuple[Array, Array]:
+        """A contiguous float32 array in float64, and upper bounds of the ℓ2 norms of its rows."""
+        wide, lengths = np.empty(x.shape, np.float64), np.empty(len(x), np.float64)
+        columns = x.size // len(x) if len(x) else 0
+        addresses = x.ctypes.data, len(x), columns, length_factor(columns), wide.ctypes.data, lengths.ctypes.data
+        if self.widen_function(*addresses):
+            raise IntegrityError(f"{self.path} does not widen {len(x)} rows of {columns} values", hint=REINSTALL)
+        return wide, lengths
+
+
+@dataclass(frozen=True)
+class NativeRule:
+    """A ``RadiusRule`` that the library carries out where the case is plain."""
+
+    rule: RadiusRule
+    native: Native
+    denominators: int  # the address of the rule's array, which lives as long as the rule
+
+    def rows(self, logits: Array, norms: Array) -> CertifiedRows:
+        """As ``RadiusRule.rows``, bit for bit."""
+        rule, count, classes = self.rule, len(logits), logits.shape[1]
+        plain = logits.dtype == np.float64 and logits.flags.c_contiguous and norms.flags.c_contiguous
+        if not plain or classes != len(rule.denominators):
+            return rule.rows(logits, norms)
+        out = np.empty((2, count), np.float64)
+        label = np.empty(count, np.int64)
+        start = out.ctypes.data
+        given = logits.ctypes.data, norms.ctypes.data, self.denominators, count, classes
+        constants = rule.slope, rule.offset, rule.ceiling
+        if self.native.radii_function(*given, *constants, label.ctypes.data, start, start + 8 * count):
+            return rule.rows(logits, norms)
+        return CertifiedRows(label, out[0], out[1])
+
+
+def native_of(library: OperatorLibrary | None) -> Native | None:
+    """The functions of a library that has them; ``IntegrityError`` when they do not agree with NumPy on probes."""
+    if library is None:
+        return None
+    handle = ctypes.CDLL(library.path)
+    if not (hasattr(handle, "lipdeploy_f64_widen") and hasattr(handle, "lipdeploy_f64_radii")):
+        return None
+    widen, radii = handle.lipdeploy_f64_widen, handle.lipdeploy_f64_radii
+    widen.argtypes = [POINTER, WHOLE, WHOLE, REAL, POINTER, POINTER]
+    radii.argtypes = [POINTER, POINTER, POINTER, WHOLE, WHOLE, REAL, REAL, REAL, POINTER, POINTER, POINTER]
+    widen.restype = radii.restype = ctypes.c_int32
+    native = Native(library.path, widen, radii)
+    _check_widening(native)
+    return native
+
+
+def native_rule(rule: RadiusRule | None, native: Native | None) -> RadiusRule | NativeRule | None:
+    """``rule``, through the library where it may; ``IntegrityError`` when the two differ in a bit on probes."""
+    usable = rule is not None and np.isfinite(rule.denominators).all() and np.isfinite((rule.slope, rule.offset)).all()
+    if rule is None or native is None or rule.can_be_constant or len(rule.denominators) < 2 or not usable:
+        return rule
+    fast = NativeRule(rule, native, rule.denominators.ctypes.data)
+    for logits, norms in _probes(rule):
+        one, other = rule.rows(logits, norms), fast.rows(logits, norms)
+        same = [
+            getattr(one, name).tobytes() == getattr(other, name).tobytes() for name in ("label", "margin", "radius")
+        ]
+        if not all(same):
+            raise IntegrityError(f"{native.path}: its radii are not those of the definition", hint=REINSTALL)
+    return fast
+
+
+def _check_widening(native: Native) -> None:
+    random = np.random.default_rng(0)
+    for columns in (1, 16, 37):
+        x = (random.standard_normal((5, columns)) * 10.0 ** random.uniform(-40, 38, (5, 1))).astype(np.float32)
+        wide, lengths = native.widened(x)
+        exact = np.sqrt((x.astype(np.longdouble) ** 2).sum(axis=1))
+        close = lengths <= input_norm_up(x, "l2", single=True) * (1.0 + 1e-12)
+        if not (np.array_equal(wide, x.astype(np.float64)) and np.all(lengths >= exact) and np.all(close)):
+            raise IntegrityError(f"{native.path}: the lengths of its rows are wrong", hint=REINSTALL)
+
+
+def _probes(rule: RadiusRule) -> list[tuple[Array, Array]]:
+    """Scores of every size, ties and near ties, NaN and infinities, with norms up to beyond the ceiling."""
+    random = np.random.default_rng(0)
+    shape = (64, len(rule.denominators))
+    plain = random.standard_normal(shape) * 10.0 ** random.uniform(-12, 6, (64, 1))
+    ties = np.round(random.standard_normal(shape))
+    near = 1.0 + random.integers(-3, 4, shape) * 2.0**-52
+    wild = np.where(random.random(shape) < 0.05, random.choice([np.nan, np.inf, -np.inf], shape), plain)
+    extreme = random.choice([0.0, -0.0, 5e-324, -5e-324, 1.7e308, -1.7e308, 2.0**-1000], shape)
+    norms = np.abs(random.standard_normal(64)) * 10.0 ** random.uniform(-3, 3, 64)
+    far = random.choice([0.0, np.nan, np.inf, 1e300, min(rule.ceiling, 1e300)], 64)
+    return [(scores, sizes) for scores in (plain, ties, near, wild, extreme) for sizes in (norms, far)]

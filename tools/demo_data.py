@@ -1,4 +1,4 @@
-"""The demo's data: scikit-learn's digits, and Fashion-MNIST from Debian's package."""
+"""Data: scikit-learn's digits, Fashion-MNIST from Debian's package, and MNIST."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+MNIST_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"  # beside the checkout
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 FASHION_CLASSES = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -67,6 +68,26 @@ def fashion() -> Dataset:
     return Dataset(
         "fashion", as_float["train"], labels["train"], as_float["t10k"], labels["t10k"], 255, FASHION_CLASSES
     )
+
+
+def mnist() -> Dataset:
+    """60,000 + 10,000 images of 28 × 28, grey levels 0 … 255, from ``LIPDEPLOY_DATA`` or beside the checkout.
+
+    The files are train.npz and test.npz with ``x`` and ``y``. Raises ``DatasetMissing`` when one is not there.
+    """
+    chosen = os.environ.get("LIPDEPLOY_DATA")
+    folders = [Path(chosen), Path(chosen) / "mnist"] if chosen else [MNIST_FOLDER]
+    parts = []
+    for name in ("train.npz", "test.npz"):
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            raise DatasetMissing(
+                f"MNIST is not installed: no {name} in {' or '.join(map(str, folders))}. Set LIPDEPLOY_DATA to one "
+                "with train.npz and test.npz (x: (N, 28, 28) uint8, y: (N,))"
+            )
+        with np.load(path) as file:
+            parts += [file["x"].astype(np.float32)[:, None], file["y"].astype(np.int64)]
+    return Dataset("mnist", *parts, 255, tuple(str(digit) for digit in range(10)))
 
 
 def _read_idx(stem: str) -> Array:

@@ -102,25 +102,12 @@ def _unreadable(path: str, problem: OSError) -> InputError:
 def _read_image(path: str, spec: TensorSpec) -> Array:
     """Pixels as they are stored, 0 … 255: preprocessing belongs in the graph (``export --input-scale …``)."""
     need("PIL", purpose=f"{path}: reading a PNG", install="pillow")
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from lipdeploy.certify.images import open_image
 
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-    except FileNotFoundError as problem:
-        raise _unreadable(path, problem) from problem
-    except UnidentifiedImageError as problem:
-        raise InputError(f"{path}: not a PNG image", hint="convert it to PNG, or save its pixels as .npy") from problem
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
-        raise InputError(f"{path}: {_first_line(problem)}", hint="check that the file was copied whole") from problem
-    if pixels.dtype.name not in ("uint8", "bool"):
-        raise InputError(f"{path}: {pixels.dtype} pixels", hint="use an image with 8 bits per channel, or .npy")
-    return _as_sample(path, pixels.astype(np.uint8), spec)
+    return _as_sample(path, open_image(path), spec)
 
 
-def _as_sample(path: str, pixels: Array, spec: TensorSpec) -> Array:
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+def _as_sample(path: str, planes: Array, spec: TensorSpec) -> Array:
     wanted = tuple(size or 0 for size in spec.shape[1:])
     if planes.shape == wanted:
         sample = planes

@@ -13,9 +13,10 @@ import json
 import math
 import os
 import sys
+import time
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -127,6 +128,20 @@ def working(activity: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def progress(activity: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Count up to ``total`` on standard error: a bar with the time left for who watches, a line now and then else.
+
+    Yields the function that is told how many more are done.
+    """
+    stream: TextIO | None = sys.stderr
+    with contextlib.redirect_stdout(sys.stderr):
+        if stream is not None and stream.isatty():
+            yield from _bar(stream, activity, total)
+        else:
+            yield _Lines(activity, total).advance
+
+
 def flush() -> None:
     """Flush standard output now: at interpreter exit a failure would change the exit code to 120."""
     with _guarded_output() as stream:
@@ -224,6 +239,47 @@ def _spinner(activity: str) -> contextlib.AbstractContextManager[Any]:
     from rich.console import Console
 
     return Console(file=stream).status(printable(activity).replace("[", r"\["))
+
+
+def _bar(stream: TextIO, activity: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(file=stream), transient=True) as drawing:
+        task = drawing.add_task(printable(activity), total=total)
+        yield lambda count: drawing.advance(task, count)
+
+
+class _Lines:
+    """Progress where nobody can watch a bar: one line every ten seconds."""
+
+    PAUSE = 10.0
+
+    def __init__(self, activity: str, total: int) -> None:
+        self.activity, self.total, self.done, self.first = activity, total, 0, 0
+        self.began = self.told = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """``count`` more are done; the first call counts what was done before and takes no time."""
+        now = time.monotonic()
+        self.first = count if self.done == 0 and now - self.began < 1e-2 else self.first
+        self.done += count
+        if now - self.told < self.PAUSE or self.done >= self.total:
+            return
+        self.told = now
+        left = (now - self.began) / max(self.done - self.first, 1) * (self.total - self.done)
+        note(f"{self.activity}: {self.done} of {self.total}, about {left:.0f} s left")
 
 
 def _finite(content: object) -> object:

@@ -81,3 +81,51 @@ def test_training_is_deterministic_learns_and_is_1_lipschitz(recipe) -> None:
     assert (logits.argmax(1).numpy() == data.test_labels).mean() > 0.6
     moves = torch.linalg.vector_norm(logits[1:] - logits[:-1], dim=1)
     assert (moves <= torch.linalg.vector_norm((x[1:] - x[:-1]).flatten(1), dim=1) * (1 + 1e-5)).all()
+
+
+SMALL = dataclasses.replace(
+    training.MNIST_RESULTS[0], build=lambda: training.sorting_mlp(64, 32, training._retracted), epochs=3, batch_size=128
+)
+
+
+def test_training_that_stops_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    data = demo_data.digits()
+    images, labels = data.train_images[:512] / np.float32(16), data.train_labels[:512]
+    whole = training.train(SMALL, images, labels, lambda: None)
+    checkpoint, count = tmp_path / "c", []
+
+    def stop_in_the_third_epoch() -> None:
+        count.append(1)
+        if len(count) == 2 * 4 + 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SMALL, images, labels, stop_in_the_third_epoch, checkpoint)
+    count.clear()
+    again = training.train(SMALL, images, labels, lambda: count.append(1), checkpoint)
+    assert len(count) == training.steps(SMALL, 512) == 12
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = training.train(dataclasses.replace(SMALL, epsilon=0.2), images, labels, lambda: None, checkpoint)
+    assert not torch.equal(next(other.parameters()), next(whole.parameters()))  # another recipe begins anew
+
+
+def test_retracted_layers_end_orthonormal() -> None:
+    data = demo_data.digits()
+    network = training.train(SMALL, data.train_images[:256] / np.float32(16), data.train_labels[:256], lambda: None)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight = layer.weight.detach().double()
+            gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight
+            assert (gram - torch.eye(len(gram))).abs().max() < 1e-6
+
+
+def test_a_shift_moves_images_and_lets_zeros_in() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(16, 1, 5, 5)
+    images[:, 0, 2, 2] = 1.0
+    moved = training._shifted(images, 1)
+    places = {tuple(place) for place in torch.nonzero(moved[:, 0])[:, 1:].tolist()}
+    assert moved.shape == images.shape and moved.sum() == 16 and len(places) > 2
+    assert all(1 <= row <= 3 and 1 <= column <= 3 for row, column in places)
+    assert training._shifted(images, 0) is images

@@ -9,10 +9,11 @@ CUDA   ?= AUTO
 WORKERS ?= 2
 # Everything but Ray, whose wheels weigh more than all the others: `make conformance` installs it beside the programs of others.
 EXTRAS ?= runtime,export,report,train,serve,grpc,sign
+FOREIGN := build/conformance
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
-.PHONY: build venv library demo demo-fashion test check bench docs abi-check clean
+.PHONY: build venv library wheel demo demo-fashion results conformance conformance-ray test check bench docs abi-check clean
 
 build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
 
@@ -43,8 +44,32 @@ demo: build           ## train, export, verify and certify both kinds of network
 demo-fashion: build   ## the same on 60,000 images (Debian's dataset-fashion-mnist, or LIPDEPLOY_DATA)
 	$(BIN)/python tools/demo.py --data fashion
 
-test: build           ## the whole suite; the last line is pytest's count
+results: build        ## docs/results.md: train on MNIST and Fashion-MNIST, prove, certify; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tools/train/results.py
+
+conformance-ray: build  ## certify over Ray Data for real, in an environment of its own (Ray's wheels are large)
+	test -x build/ray-venv/bin/python || $(PYTHON) -m venv build/ray-venv
+	build/ray-venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -C wheel.cmake=false -e ".[ray]" hypothesis pytest
+	OMP_NUM_THREADS=1 build/ray-venv/bin/python -m pytest -q tests/conformance/ray
+
+conformance: build conformance-ray $(addprefix $(FOREIGN)/,$(addsuffix /.installed,client kserve mlserver triton))  ## others' clients and servers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/conformance --ignore=tests/conformance/ray
+
+# Programs of others, each in an environment of its own: they pin versions that contradict one another.
+$(FOREIGN)/%/.installed: tests/conformance/requirements/%.txt constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	touch $@
+
+test: build $(FOREIGN)/client/.installed  ## the whole suite; the last line is pytest's count
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -q
+
+wheel: venv           ## the wheel of this machine's kind in dist/, tried in a fresh environment without a compiler
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist \
+	    -C cmake.define.LIPDEPLOY_CUDA=$(CUDA) .
+	$(BIN)/python tools/check_wheel.py dist/lipdeploy-*.whl
 
 check: venv           ## lint, format, types: under a minute
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from lipdeploy.cli.options import debug_option
 
 PROGRAM = "lipdeploy"
 COMMANDS = (
-    "export", "verify", "inspect", "diff", "sign", "predict", "bench",
+    "export", "verify", "inspect", "diff", "sign", "predict", "serve", "package", "certify", "bench",
     "doctor", "explain", "schema", "completion",
 )  # fmt: skip
 COMPLETION_VARIABLE = "_LIPDEPLOY_COMPLETE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,8 +15,10 @@ from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 if TYPE_CHECKING:
     from lipdeploy.cli.ratchet import Comparison
     from lipdeploy.verify import Hints, Method, Verdict
+    from lipdeploy.verify.check import Watch
 
 BESIDE_THE_MODEL = ""
+PERCENT = 100
 #: Statuses whose bound was proven, so that it can be compared with a baseline.
 PROVEN = ("verified", "exceeded")
 
@@ -69,8 +71,9 @@ def judge(target: Target, request: Request) -> Judged:
     try:
         if target.problem is not None:
             raise target.problem
-        with report.working(f"verifying {target.path}"):
-            judged = dataclasses.replace(judged, verdict=verdict_of(target, request))
+        with report.progress(f"verifying {target.path}", PERCENT) as advance:
+            verdict = verdict_of(target, request, _percentage(advance))
+            judged = dataclasses.replace(judged, verdict=verdict)
             judged = _signed(judged, target)
             if not request.update_baseline:
                 judged = _compared(judged, target)
@@ -81,7 +84,21 @@ def judge(target: Target, request: Request) -> Judged:
         return dataclasses.replace(judged, problem=problem)
 
 
-def verdict_of(target: Target, request: Request) -> Verdict:
+def _percentage(advance: Callable[[int], None]) -> Watch:
+    """Turns the verifier's growing fractions into whole per cents for ``advance``."""
+    told = 0
+
+    def watch(node: str, fraction: float) -> None:
+        nonlocal told
+        percent = int(PERCENT * fraction)
+        if percent > told:
+            advance(percent - told)
+            told = percent
+
+    return watch
+
+
+def verdict_of(target: Target, request: Request, watch: Watch | None = None) -> Verdict:
     """The verifier's verdict, with the lower estimate where it was asked for."""
     if request.estimate:
         estimating.require()
@@ -95,6 +112,7 @@ def verdict_of(target: Target, request: Request) -> Verdict:
         check_certificate=request.certificate != BESIDE_THE_MODEL,  # else it is about to be replaced
         method=cast("Method", target.method or "best"),  # without a search: what a certificate beside the model stores
         hints=_hints(target, request),
+        watch=watch,
     )
     if request.estimate and verdict.lipschitz_bound is not None:
         verdict = dataclasses.replace(verdict, lower_estimate=estimating.estimate(target.path, verdict))

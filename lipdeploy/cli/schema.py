@@ -9,7 +9,15 @@ import click
 from lipdeploy.cli import report
 from lipdeploy.cli.options import debug_option
 
-NAMES = ("certificate/v1", "verify-report/v1", "diff/v1", "prediction/v1", "export-report/v1", "bench-report/v1")
+NAMES = (
+    "certificate/v1",
+    "verify-report/v1",
+    "diff/v1",
+    "prediction/v1",
+    "certification-report/v1",
+    "export-report/v1",
+    "bench-report/v1",
+)
 
 
 @click.command("schema")

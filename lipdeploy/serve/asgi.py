@@ -1,0 +1,484 @@
+"""The REST door: a plain ASGI app. No framework, so that it can be mounted in any and costs a request little.
+
+Every answer that is not a success is ``{"error": "…"}``. Bodies are read only after the route, the key and the length
+were checked. ``surface`` says which routes a port has: ``"public"`` without load and unload, ``"admin"`` with them and
+without inference, ``"all"``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from lipdeploy.serve import auth, metrics, oip, openapi
+from lipdeploy.serve.logs import event
+from lipdeploy.serve.problems import RequestProblem, bad
+from lipdeploy.serve.service import Pending, Service
+from lipdeploy.serve.settings import Settings, model_sources
+from lipdeploy.serve.tracing import Tracer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Mapping[bytes, bytes]
+Surface = Literal["all", "public", "admin"]
+
+JSON = (b"content-type", b"application/json")
+OCTETS = (b"content-type", b"application/octet-stream")
+HEAD_LENGTH = b"inference-header-content-length"
+ONCE = (HEAD_LENGTH, b"content-length", b"authorization", b"x-api-key")
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+DIGITS = re.compile(rb"\d{1,18}")
+ADMIN_BODY = 64 * 1024
+OPEN_ROUTES = frozenset({"live", "ready"})
+
+
+class Route:
+    """What a path means: the handler's name, its methods, and the model it names."""
+
+    __slots__ = ("methods", "model", "name", "version")
+
+    def __init__(self, name: str, methods: tuple[str, ...], model: str = "", version: str | None = None) -> None:
+        self.name, self.methods, self.model, self.version = name, methods, model, version
+
+
+GET, POST = ("GET", "HEAD"), ("POST",)
+PLAIN: dict[str, Route] = {
+    "/v2": Route("server", GET),
+    "/v2/": Route("server", GET),
+    "/v2/health/live": Route("live", GET),
+    "/v2/health/ready": Route("ready", GET),
+    "/healthz": Route("live", GET),
+    "/v2/models/stats": Route("statistics", GET),
+    "/v2/repository/index": Route("index", POST),
+    "/metrics": Route("metrics", GET),
+    "/openapi.json": Route("openapi", GET),
+}
+MODEL_ROUTES = {
+    "": ("metadata", GET),
+    "infer": ("infer", POST),
+    "ready": ("model_ready", GET),
+    "stats": ("statistics", GET),
+    "certificate": ("certificate", GET),
+}
+ADMIN_ROUTES = frozenset({"load", "unload"})
+
+
+def route(path: str) -> Route | None:
+    """The route of a path below the app's root; ``None``: there is nothing."""
+    plain = PLAIN.get(path)
+    if plain is not None:
+        return plain
+    words = path.split("/")
+    if len(words) == 6 and words[:4] == ["", "v2", "repository", "models"] and words[5] in ADMIN_ROUTES:
+        return Route(words[5], POST, words[4]) if words[4] else None
+    if len(words) < 4 or words[:3] != ["", "v2", "models"] or not words[3]:
+        return None
+    rest, version = words[4:], None
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+        if not version:
+            return None
+    action = rest[0] if rest else ""
+    if len(rest) > 1 or (rest and not action) or action not in MODEL_ROUTES:
+        return None
+    name, methods = MODEL_ROUTES[action]
+    return Route(name, methods, words[3], version)
+
+
+class App:
+    """The ASGI callable. ``service`` may be shared with other doors of the same process."""
+
+    def __init__(self, service: Service, surface: Surface = "all") -> None:
+        settings = service.settings
+        self.service, self.surface = service, surface
+        self._keys, self._admin_keys = auth.Keys(settings.api_keys), auth.Keys(settings.admin_keys)
+        self._tracer = Tracer(settings.tracing)
+        self._numbers = itertools.count(1)
+        self._arriving_bytes = 0
+        self._handlers: dict[str, Callable[[Route, Headers, Receive], Awaitable[_Response]]] = {
+            "server": self._server,
+            "live": self._live,
+            "ready": self._ready,
+            "metadata": self._metadata,
+            "model_ready": self._model_ready,
+            "statistics": self._statistics,
+            "certificate": self._certificate,
+            "index": self._index,
+            "load": self._load,
+            "unload": self._unload,
+            "metrics": self._metrics,
+            "openapi": self._openapi,
+        }
+
+    # Life.
+
+    async def startup(self) -> None:
+        """Begin to verify; returns at once."""
+        self.service.start()
+
+    async def shutdown(self) -> None:
+        """Answer what was accepted."""
+        await self.service.stop()
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, until_ready: bool = False) -> AsyncIterator[App]:
+        """For a host that does not pass on lifespan events to what it mounts: ``async with app.running(): …``."""
+        loading = self.service.start()
+        if until_ready:
+            await loading
+        try:
+            yield self
+        finally:
+            await self.shutdown()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event of ASGI: http, or lifespan."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.startup()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    # One request.
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        try:
+            found = self._admitted(scope, path, headers)
+            if found.name == "infer":
+                with self._tracer.request(scope, headers, found.model):
+                    response = await self._infer(found, headers, receive, scope)
+            else:
+                response = await self._handlers[found.name](found, headers, receive)
+        except RequestProblem as problem:
+            response = _problem(problem)
+        except (asyncio.CancelledError, _Gone):
+            raise_if_cancelled()
+            return
+        except Exception as error:
+            number = self._number(headers)
+            event("request failed", logging.ERROR, error, request_id=number, path=path)
+            response = _problem(RequestProblem(500, f"internal error; look for request {number} in the server's log"))
+        await self._send(scope, headers, response, send)
+        if self.service.settings.access_log:
+            event(
+                "request", request_id=self._number(headers), method=scope["method"], path=path, status=response.status,
+                ms=round((time.perf_counter() - started) * 1e3, 3), bytes=len(response.body),
+            )  # fmt: skip
+
+    def _admitted(self, scope: Scope, path: str, headers: Headers) -> Route:
+        """The route, once path, method, key and framing are in order."""
+        self.service.start()
+        found = route(path)
+        if found is None or (found.name in ADMIN_ROUTES and self.surface == "public"):
+            raise RequestProblem(404, "there is nothing at this path; see /openapi.json")
+        if found.name == "infer" and self.surface == "admin":
+            raise RequestProblem(404, "this port is for administration")
+        if scope["method"] not in found.methods:
+            raise _WrongMethod(found.methods)
+        if len(headers) != len(scope["headers"]):
+            names = [name for name, _ in scope["headers"]]
+            for name in ONCE:
+                if names.count(name) > 1:
+                    raise bad(f"the header {name.decode()} is there twice")
+        self._check_key(found, headers)
+        return found
+
+    def _check_key(self, found: Route, headers: Headers) -> None:
+        if found.name in ADMIN_ROUTES:
+            if self._admin_keys:
+                auth.check(headers, self._admin_keys)
+                return
+            if not self.service.settings.admin and self.surface == "all":
+                message = "load and unload are off here: give the server --admin-key-file or --admin-port"
+                raise RequestProblem(403, message, reason="key")
+        if self._keys and found.name not in OPEN_ROUTES:
+            auth.check(headers, self._keys, self._admin_keys)
+
+    async def _infer(self, found: Route, headers: Headers, receive: Receive, scope: Scope) -> _Response:
+        try:
+            body = await self._body(headers, receive, self.service.settings.max_body_bytes)
+            length = headers.get(HEAD_LENGTH)
+            request = oip.parse(body, None if length is None else oip.head_length(length))
+        except RequestProblem as problem:
+            self.service.misfit(problem, found.model, found.version)
+            raise
+        cycle = getattr(receive, "__self__", None)  # uvicorn's: it knows at once when the client has gone
+        gone = None if not hasattr(cycle, "disconnected") else partial(getattr, cycle, "disconnected")
+        pending = self.service.submit(
+            found.model, found.version, request, gone=gone, client=self._client(scope, headers)
+        )
+        if gone is None:
+            answer = await self._answer_or_disconnect(pending, receive)
+        else:
+            answer = await self.service.answer(pending)
+        payload, head = oip.encode(answer, [output.binary for output in pending.outputs])
+        if head is None:
+            return _Response(200, payload, (JSON,))
+        return _Response(200, payload, (OCTETS, (HEAD_LENGTH, b"%d" % head)))
+
+    async def _answer_or_disconnect(self, pending: Pending, receive: Receive) -> oip.Answer:
+        """The answer; where the host tells of a client that went away, the request leaves the queue."""
+        answer = asyncio.ensure_future(self.service.answer(pending))
+        going = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait({answer, going}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done() and not pending.ticket.future.done():
+                pending.ticket.future.set_exception(RequestProblem(499, "the client has gone", reason="gone"))
+            return await answer
+        finally:
+            going.cancel()
+
+    def _client(self, scope: Scope, headers: Headers) -> str | None:
+        if self.service.settings.max_client_rows is None:
+            return None
+        key = auth.given_key(headers) if self._keys else None
+        if key is not None:
+            return f"key {key.decode('latin-1')}"
+        address = scope.get("client")
+        return f"address {address[0]}" if address else None
+
+    async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding.lower() != b"identity":
+            raise RequestProblem(415, "compressed bodies are not taken")
+        stated = headers.get(b"content-length")
+        if stated is not None and (not DIGITS.fullmatch(stated) or int(stated) > limit):
+            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+        cycle = getattr(receive, "__self__", None)
+        if not getattr(cycle, "more_body", True):  # uvicorn has all of it: no timer, no turn of the loop
+            body: bytes = (await receive()).get("body", b"")
+            if len(body) > limit:
+                raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+            return body
+        return await self._arriving(receive, limit, int(stated or limit))
+
+    async def _arriving(self, receive: Receive, limit: int, expected: int) -> bytes:
+        """A body in pieces. All that are arriving at a time may have as many bytes as the queue."""
+        most = self.service.settings.max_queue_bytes
+        if self._arriving_bytes and self._arriving_bytes + expected > most:
+            raise RequestProblem(503, "overloaded: too many large requests at once", retry_after=1, reason="bytes")
+        self._arriving_bytes += expected
+        try:
+            async with asyncio.timeout(self.service.settings.body_seconds):
+                return await _rest(receive, limit)
+        except TimeoutError:
+            raise RequestProblem(408, "the body did not arrive in time", reason="slow") from None
+        finally:
+            self._arriving_bytes -= expected
+
+    async def _send(self, scope: Scope, headers: Headers, response: _Response, send: Send) -> None:
+        fields = [*response.headers, (b"content-length", b"%d" % len(response.body))]
+        given = headers.get(b"x-request-id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            fields.append((b"x-request-id", given))
+        close = self.service.draining or response.status in (408, 413)
+        body = b"" if scope["method"] == "HEAD" else response.body
+        respond = scope.get("lipdeploy.respond")  # our own server's; any other host has only ``send``
+        if respond is not None and respond(response.status, fields, body, close):
+            return
+        if close:
+            fields.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status, "headers": fields})
+        await send({"type": "http.response.body", "body": body})
+
+    def _number(self, headers: Headers) -> str:
+        given = headers.get(b"x-request-id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given.decode()
+        return f"{os.getpid():x}-{next(self._numbers):x}"
+
+    # What the other routes say.
+
+    async def _server(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _json(self.service.server_metadata())
+
+    async def _live(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _json({"live": True})
+
+    async def _ready(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        state = self.service.readiness()
+        if state["ready"] and self.service.siblings is not None:
+            others = await self.service.siblings("ready", {})
+            state = next((other for other in others if not other["ready"]), state)
+        if state["ready"]:
+            return _json(state)
+        return _json(state, 503, (b"retry-after", b"1"))
+
+    async def _metadata(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _json(self.service.model_metadata(found.model, found.version))
+
+    async def _model_ready(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        try:
+            self.service.repository.model(found.model, found.version)
+        except RequestProblem as problem:
+            if problem.status != 503:
+                raise
+            state = {"name": found.model, "ready": False, "error": problem.message}
+            return _json(state, 503, (b"retry-after", b"1"))
+        return _json({"name": found.model, "ready": True})
+
+    async def _statistics(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _json(self.service.statistics(found.model or None, found.version))
+
+    async def _certificate(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        model = self.service.repository.model(found.model, found.version)
+        tag = b'"' + model.sha256.encode() + b'"'
+        if tag in [word.strip() for word in headers.get(b"if-none-match", b"").split(b",")]:
+            return _Response(304, b"", ((b"etag", tag),))
+        return _Response(200, model.certificate, (JSON, (b"etag", tag)))
+
+    async def _index(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        body = await self._body(headers, receive, ADMIN_BODY)
+        wanted = oip.json_value(body) if body else {}
+        only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
+        if not isinstance(only_ready, bool):
+            raise bad("the request must be a JSON object; 'ready' is true or false")
+        return _json(self.service.index(only_ready))
+
+    async def _load(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        await self._no_content(headers, receive)
+        return await self._everywhere("load", found.model)
+
+    async def _unload(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        await self._no_content(headers, receive)
+        return await self._everywhere("unload", found.model)
+
+    async def _no_content(self, headers: Headers, receive: Receive) -> None:
+        """Load and unload read what the operator configured; nothing that a request says can change that."""
+        body = await self._body(headers, receive, ADMIN_BODY)
+        content = oip.json_value(body) if body else {}
+        if not isinstance(content, dict):
+            raise bad("the request must be a JSON object")
+        parameters = content.get("parameters")
+        if parameters not in (None, {}) and (
+            not isinstance(parameters, dict) or set(parameters) - {"unload_dependents"}
+        ):
+            raise bad("load takes no parameters: models come from the files that the server was started with")
+
+    async def _everywhere(self, action: str, name: str) -> _Response:
+        """Load or unload here and in the sibling processes; an error unless it worked everywhere."""
+        problem = await change(self.service, action, name)
+        if self.service.siblings is not None:
+            others = await self.service.siblings(action, {"name": name})
+            problem = problem or next((other["error"] for other in others if other.get("error")), None)
+        if problem is not None:
+            raise bad(problem)
+        return _json({})
+
+    async def _metrics(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _Response(200, await self.service.snapshots(), ((b"content-type", metrics.CONTENT_TYPE),))
+
+    async def _openapi(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+        return _json(openapi.document(self.surface, keys=bool(self._keys), admin_keys=bool(self._admin_keys)))
+
+
+async def change(service: Service, action: str, name: str) -> str | None:
+    """Load or unload a model of this process; what went wrong, or ``None``. Raises 404 for an unknown name."""
+    if action == "unload":
+        service.repository.unload(name)
+        return None
+    failures = await service.repository.load(name)
+    return f"model '{name}' was not loaded: {failures[0]}" if failures else None
+
+
+def create_app(
+    models: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, name: str | None = None, **settings: Any
+) -> App:
+    """An ASGI app that serves ``models`` (paths as on the command line); ``settings`` as in ``Settings``.
+
+    Verification begins with the host's lifespan, with ``App.running``, or with the first request.
+    Raises ``InputError`` for paths and settings that make no sense.
+    """
+    words = [models] if isinstance(models, str | Path | os.PathLike) else list(models)
+    return App(Service(Settings(models=model_sources(words, name), **settings)))
+
+
+class _Response:
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.status, self.body, self.headers = status, body, headers
+
+
+class _WrongMethod(RequestProblem):
+    def __init__(self, methods: tuple[str, ...]) -> None:
+        super().__init__(405, f"this path wants {' or '.join(methods)}")
+        self.allow = ", ".join(methods).encode()
+
+
+class _Gone(Exception):
+    """The client went away while its body was read."""
+
+
+def raise_if_cancelled() -> None:
+    """Let a cancelled task end as cancelled; a client that has gone needs no answer."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _json(content: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> _Response:
+    return _Response(status, orjson.dumps(content), (JSON, *headers))
+
+
+def _problem(problem: RequestProblem) -> _Response:
+    message = problem.message.encode("utf-8", "backslashreplace").decode()
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if problem.retry_after is not None:
+        headers = ((b"retry-after", b"%d" % problem.retry_after),)
+    if isinstance(problem, _WrongMethod):
+        headers = ((b"allow", problem.allow),)
+    if problem.status == 401:
+        headers = ((b"www-authenticate", b"Bearer"),)
+    return _json({"error": message}, problem.status, *headers)
+
+
+async def _rest(receive: Receive, limit: int) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

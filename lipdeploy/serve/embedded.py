@@ -1,0 +1,87 @@
+"""A verified model that answers in the protocol's outputs inside somebody else's server (Triton, MLServer)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lipdeploy.errors import InputError
+from lipdeploy.runtime.inputs import feeds_for
+from lipdeploy.runtime.prediction import checked_epsilon
+from lipdeploy.serve.metrics import Metrics
+from lipdeploy.serve.models import ModelVersion, Rows
+from lipdeploy.serve.oip import read_parameters
+from lipdeploy.serve.problems import RequestProblem
+from lipdeploy.serve.settings import Settings
+
+Array = np.ndarray[Any, Any]
+#: Settings that a host passes on as text, with what reads them.
+READERS: Mapping[str, Any] = {
+    "norm": str, "max_lipschitz": float, "certify": str, "epsilon": float, "threads": int, "max_batch_rows": int,
+}  # fmt: skip
+
+
+class EmbeddedModel:
+    """``CertifiedSession`` with the answers of ``lipdeploy serve``: same outputs, parameters and request checks.
+
+    ``settings`` are those of ``Settings`` (norm, max_lipschitz, certify, epsilon, threads, max_batch_rows), as numbers
+    or text. Everything that can fail does so here, so that the host never calls an unproven model ready. Raises as
+    ``CertifiedSession`` does, and ``InputError`` for an unknown setting. Thread-safe.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str, version: str = "1", **settings: Any) -> None:
+        chosen = Settings(models=(), **_read(settings))
+        self._epsilon = None if chosen.epsilon is None else checked_epsilon(chosen.epsilon)
+        self._model = ModelVersion(name, version, os.fspath(path), chosen, Metrics())
+        self.session = self._model.session
+        self.inputs = self._model.inputs
+        self.outputs = self._model.outputs
+        self.default_outputs = self._model.default_outputs
+        self.parameters: Mapping[str, str] = self._model.parameters
+        self.metadata: Mapping[str, Any] = self._model.metadata([version])
+
+    def answer(
+        self, arrays: Mapping[str, Any], parameters: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """The outputs ``names`` (default: label, radius, certified, abstain; y) for inputs by name, rows first.
+
+        ``parameters`` are a request's: ``lipdeploy_epsilon``, ``lipdeploy_require_certificate``. Raises ``InputError``
+        for inputs that do not fit and ``RequestProblem`` for parameters that do not.
+        """
+        asked = read_parameters(parameters)
+        if asked.get("certificate", self._model.sha256) != self._model.sha256:
+            raise RequestProblem(409, f"the certificate is {self._model.sha256}, and the request is pinned to another")
+        for name in names or ():
+            if name not in self.outputs:
+                raise InputError(f"there is no output '{name[:64]}'", hint=f"there are {', '.join(self.outputs)}")
+        feeds = feeds_for(arrays, self.inputs)
+        rows = len(next(iter(feeds.values())))
+        if rows == 0:
+            raise InputError("every input must have at least one row")
+        epsilon = asked.get("epsilon", self._epsilon)
+        columns = self._columns(feeds, epsilon, rows)
+        return {name: columns(name) for name in names or self.default_outputs}
+
+    def _columns(self, feeds: Mapping[str, Array], epsilon: float | None, rows: int) -> Any:
+        result = self._model.run(feeds, epsilon)
+        if not isinstance(result, Rows):
+            return lambda name: result.y[:rows]
+        certified = (result.exact_radius > 0.0) & (result.exact_radius >= (epsilon or 0.0))
+        made = {"certified": certified, "abstain": ~certified}
+        return lambda name: (made[name] if name in made else getattr(result, name))[:rows]
+
+
+def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = set(settings) - set(READERS)
+    if unknown:
+        raise InputError(f"unknown settings {sorted(unknown)}", hint=f"there are {', '.join(READERS)}")
+    read = {}
+    for name, value in settings.items():
+        try:
+            read[name] = READERS[name](value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: {value!r} is not a number") from error
+    return read

@@ -1,0 +1,335 @@
+"""One process that listens: sockets, signals, and an end without a lost request.
+
+It listens before it verifies: live is true at once, ready when every model is. On SIGTERM ready becomes false and
+requests are still answered, each with ``Connection: close``, until half a second passes without one (or half the drain
+time has); then the port closes, what was accepted is answered, and the process ends with code 0. SIGINT skips the
+wait; a second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from lipdeploy.errors import InputError, LipdeployError
+from lipdeploy.serve.asgi import App
+from lipdeploy.serve.logs import event
+from lipdeploy.serve.protocol import Protocol
+from lipdeploy.serve.service import Service
+from lipdeploy.serve.settings import Settings, is_loopback
+
+QUIET_SECONDS = 0.5
+BACKLOG = 2048
+SO_ATTACH_FILTER = 26
+INTERNAL_ERROR = 5
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where to listen, and with which certificates (of TLS, for once).
+
+    ``admin_port`` moves load and unload to a port of their own; ``grpc_port`` opens one for gRPC. ``workers``
+    processes share the ports.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    admin_port: int | None = None
+    grpc_port: int | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises ``InputError`` for half of a TLS configuration."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("TLS needs both a certificate and its key", hint="--tls-cert F --tls-key F")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InputError("client certificates need TLS", hint="--tls-cert F --tls-key F")
+        if self.workers < 1:
+            raise InputError(f"--workers must be at least 1, got {self.workers}")
+        if self.workers > 1 and self.grpc_port == 0:
+            raise InputError("--grpc-port 0: several workers cannot share any free port", hint="name one")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; ``InputError`` where there can be none."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        message = f"cannot listen on {host} port {port}: {error.strerror or error}"
+        raise InputError(message, hint="choose another --host or --port") from error
+    return listener
+
+
+def settle(settings: Settings, binding: Binding) -> Settings:
+    """The settings as they apply to this binding: load and unload are offered on a public address only behind a key
+    or on a port of their own.
+    """
+    from dataclasses import replace
+
+    guarded = bool(settings.admin_keys) or binding.admin_port is not None
+    return replace(settings, admin=settings.admin and (guarded or is_loopback(binding.host)))
+
+
+def announce(binding: Binding, listeners: Sequence[socket.socket], settings: Settings) -> None:
+    """Log where this server listens, and what a stranger could do to it."""
+    scheme = "https" if binding.tls_cert else "http"
+    urls = [f"{scheme}://{_address(listener)}" for listener in listeners]
+    event("listening", url=urls[0], admin_url=urls[-1] if len(urls) > 1 else None, workers=binding.workers)
+    if not is_loopback(binding.host) and not settings.api_keys and binding.tls_client_ca is None:
+        event("anyone who reaches this port may ask", logging.WARNING, hint="--api-key-file, --tls-client-ca")
+
+
+def run(settings: Settings, binding: Binding) -> int:
+    """Serve until a signal; the exit code. 0 after a drain; with ``fail_fast`` the code of the worst failure."""
+    settings = settle(settings, binding)
+    check_tls(binding)
+    listeners = [bind(binding.host, binding.port)]
+    if binding.admin_port is not None:
+        listeners.append(bind(binding.host, binding.admin_port))
+    if binding.workers > 1:
+        from lipdeploy.serve.workers import supervise
+
+        return supervise(settings, binding, listeners)
+    return run_process(Service(settings), binding, listeners)
+
+
+def run_process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any = None) -> int:
+    """Serve with this process alone, or as one of several: ``extra`` is what such a one holds open meanwhile."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_process(service, binding, listeners, extra))
+
+
+async def _process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any) -> int:
+    async with extra if extra is not None else contextlib.nullcontext(), _grpc(service, binding):
+        public = Server(service, binding, "all" if binding.admin_port is None else "public")
+        servers = [(public, listeners[0])]
+        if binding.admin_port is not None:
+            servers.append((Server(service, binding, "admin"), listeners[1]))
+        _watch_signals(service, [server for server, _ in servers])
+        if extra is None:
+            announce(binding, listeners, service.settings)
+        watching = _keep(asyncio.create_task(_give_up(service, [server for server, _ in servers])))
+        await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in servers))
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            return int(await watching)
+        event("stopped", inflight=service.inflight)
+        return 0
+
+
+def _grpc(service: Service, binding: Binding) -> contextlib.AbstractAsyncContextManager[Any]:
+    """The gRPC port, where one was asked for; it closes after the others have drained."""
+    if binding.grpc_port is None:
+        return contextlib.nullcontext()
+    from lipdeploy.serve import rpc
+
+    host = f"[{binding.host}]" if ":" in binding.host else binding.host
+    keys = rpc.credentials(binding.tls_cert, binding.tls_key, binding.tls_client_ca)
+    return rpc.listening(service, f"{host}:{binding.grpc_port}", keys, shared=binding.workers > 1)
+
+
+async def _give_up(service: Service, servers: Sequence[Server]) -> int:
+    """With ``fail_fast``: stop everything when a model has failed, and say with which code. Never ends otherwise."""
+    await service.start()
+    failures = service.repository.failures
+    if service.settings.fail_fast and failures:
+        for server in servers:
+            server.should_exit = server.hurry = True
+        return worst(failures)
+    await asyncio.Event().wait()
+    return 0
+
+
+def worst(failures: Iterable[BaseException]) -> int:
+    """The contract's exit code for several failures: the highest."""
+    return max(error.exit_code if isinstance(error, LipdeployError) else INTERNAL_ERROR for error in failures)
+
+
+def _watch_signals(service: Service, servers: Sequence[Server]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        service.drain()
+        for server in servers:
+            server.force_exit = server.should_exit
+            server.hurry = server.hurry or number == signal.SIGINT
+            server.should_exit = True
+
+    loop.add_signal_handler(signal.SIGTERM, stop, signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGINT, stop, signal.SIGINT)
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, lambda: _keep(loop.create_task(service.repository.load_all())))
+
+
+_TASKS: set[asyncio.Task[Any]] = set()
+
+
+def _keep(task: asyncio.Task[Any]) -> asyncio.Task[Any]:
+    """The loop holds its tasks weakly, so someone else must hold them."""
+    _TASKS.add(task)
+    task.add_done_callback(_TASKS.discard)
+    return task
+
+
+def check_tls(binding: Binding) -> None:
+    """``InputError`` where the certificates cannot be used."""
+    if binding.tls_cert is None or binding.tls_key is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(binding.tls_cert, binding.tls_key)
+        if binding.tls_client_ca is not None:
+            context.load_verify_locations(binding.tls_client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"TLS: {error}", hint="PEM files: certificate chain, its key, the clients' CA") from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our signals and our end. ``hurry``: do not wait for a quiet moment."""
+
+    def __init__(self, service: Service, binding: Binding, surface: Any) -> None:
+        self.service = service
+        self.hurry = False
+        options: dict[str, Any] = {}
+        if binding.tls_cert is not None:
+            options = {"ssl_certfile": binding.tls_cert, "ssl_keyfile": binding.tls_key}
+        if binding.tls_client_ca is not None:
+            options |= {"ssl_ca_certs": binding.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+        config = uvicorn.Config(
+            App(service, surface), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=75, backlog=BACKLOG, **options,
+        )  # fmt: skip
+        super().__init__(config)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are ours: uvicorn would raise them again at the end, and the exit code would not be 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then begin to verify."""
+        await super().startup(sockets)
+        self.service.start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; once a second, close connections that never get to the point."""
+        if counter % 10 == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol) and connection.too_slow():
+                    connection.transport.close()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lose nothing that was accepted."""
+        self.service.drain()
+        began = time.perf_counter()
+        limit = began + self.service.settings.drain_seconds
+        while not self._quiet(began, limit):
+            await asyncio.sleep(0.02)
+        for listener in sockets or []:
+            await self._accept_the_last(listener)
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        while self.server_state.connections and time.perf_counter() < limit and not self.force_exit:
+            self._close_idle()
+            await asyncio.sleep(0.01)
+        lost = self.service.inflight
+        if lost:
+            event("drain ended early", logging.ERROR, unanswered=lost, forced=self.force_exit)
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.close()
+        await asyncio.sleep(0)
+
+    def _quiet(self, began: float, limit: float) -> bool:
+        now = time.perf_counter()
+        if self.hurry or self.force_exit or now > began + (limit - began) / 2:
+            return True
+        return now - max(began, self.service.last_request) > QUIET_SECONDS
+
+    async def _accept_the_last(self, listener: socket.socket) -> None:
+        """Take every connection that the kernel has completed for us; closing the port would reset them.
+
+        First the port goes deaf (a socket filter that drops everything), so that no new one completes meanwhile.
+        """
+        _go_deaf(listener)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
+
+    def _protocol(self) -> Protocol:
+        return Protocol(config=self.config, server_state=self.server_state, app_state={})
+
+    def _close_idle(self) -> None:
+        """Close connections that carry no request, not even one that the kernel has and we have not read."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol) and connection.idle and not _unread(connection.transport):
+                connection.transport.close()
+
+
+def _unread(transport: asyncio.Transport) -> bool:
+    wire = transport.get_extra_info("socket")
+    if wire is None or wire.fileno() < 0:
+        return False
+    copy = socket.socket(fileno=os.dup(wire.fileno()))
+    try:
+        return len(copy.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) > 0
+    except OSError:
+        return False
+    finally:
+        copy.close()
+
+
+def _go_deaf(listener: socket.socket) -> None:
+    """Linux: drop what arrives at a listening socket (a filter of one instruction, ``return 0``)."""
+    if not sys.platform.startswith("linux"):
+        return
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HL", 1, ctypes.addressof(instruction))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return None
+    return uvloop.new_event_loop

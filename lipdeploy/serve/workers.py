@@ -1,0 +1,218 @@
+"""Several processes behind one port: each verifies for itself, and they tell one another what is not theirs alone.
+
+The supervisor binds, starts the workers as fresh interpreters (settings go through a pipe as JSON, sockets by
+inheritance), restarts one that dies, passes signals on and waits. Each worker listens on a Unix socket in a private
+folder; whoever is asked for metrics, readiness, load or unload asks the others there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from lipdeploy.serve import server
+from lipdeploy.serve.asgi import change
+from lipdeploy.serve.logs import LOGGER, configure, event
+from lipdeploy.serve.problems import RequestProblem
+from lipdeploy.serve.service import Service
+from lipdeploy.serve.settings import ModelSource, Settings
+
+ASK_SECONDS = {"metrics": 2.0, "ready": 2.0, "load": 3600.0, "unload": 10.0}
+MESSAGE_BYTES = 64 * 2**20
+RESTART_SECONDS = 1.0
+POLL_SECONDS = 0.1
+PR_SET_PDEATHSIG = 1
+
+
+def supervise(settings: Settings, binding: server.Binding, listeners: Sequence[socket.socket]) -> int:
+    """Run ``binding.workers`` workers until a signal; the worst of their exit codes."""
+    with tempfile.TemporaryDirectory(prefix="lipdeploy-serve-") as folder:
+        task = _task(settings, binding, listeners, folder)
+        stopping: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _: stopping.append(number))
+        server.announce(binding, listeners, settings)
+        workers = {index: _start(task, index, listeners) for index in range(binding.workers)}
+        return _watch(workers, task, listeners, stopping, settings)
+
+
+def _watch(
+    workers: dict[int, subprocess.Popen[bytes]],
+    task: dict[str, Any],
+    listeners: Sequence[socket.socket],
+    signals: list[int],
+    settings: Settings,
+) -> int:
+    ending, worst, started = False, 0, dict.fromkeys(workers, time.monotonic())
+    while workers:
+        while signals:
+            number = signals.pop(0)
+            ending = ending or number != signal.SIGHUP
+            for worker in workers.values():
+                with contextlib.suppress(ProcessLookupError):
+                    worker.send_signal(number)
+        for index, worker in list(workers.items()):
+            code = worker.poll()
+            if code is None:
+                continue
+            del workers[index]
+            if ending or settings.fail_fast:
+                worst = max(worst, _end_code(code, asked=ending))
+                if not ending:  # one that gives up takes the others along
+                    ending = True
+                    signals.append(signal.SIGINT)
+                continue
+            event("a worker died", logging.ERROR, worker=index, code=code)
+            time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started[index])))
+            workers[index], started[index] = _start(task, index, listeners), time.monotonic()
+        time.sleep(POLL_SECONDS)
+    return worst
+
+
+def _end_code(code: int, *, asked: bool) -> int:
+    """A worker's exit code; one that was told to end before it could listen to signals has done as it was told."""
+    if code >= 0 or (asked and -code in (signal.SIGINT, signal.SIGTERM)):
+        return max(code, 0)
+    return server.INTERNAL_ERROR
+
+
+def _task(
+    settings: Settings, binding: server.Binding, listeners: Sequence[socket.socket], folder: str
+) -> dict[str, Any]:
+    models = [[source.name, str(source.path)] for source in settings.models]
+    return {
+        "settings": {**dataclasses.asdict(settings), "models": models},
+        "binding": dataclasses.asdict(binding),
+        "listeners": [listener.fileno() for listener in listeners],
+        "folder": folder,
+        "supervisor": os.getpid(),
+        "level": logging.getLevelName(LOGGER.level).lower(),
+    }
+
+
+def _start(task: dict[str, Any], index: int, listeners: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "lipdeploy.serve.workers"],
+        stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno() for listener in listeners],
+        start_new_session=True,  # a Ctrl-C reaches the supervisor only, which passes it on once
+    )
+    assert worker.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.write(orjson.dumps({**task, "index": index}))
+        worker.stdin.close()
+    return worker
+
+
+def main() -> int:
+    """One worker: its task comes on standard input."""
+    task = orjson.loads(sys.stdin.buffer.read())
+    _end_with(task["supervisor"])
+    configure(task["level"])
+    given = task["settings"]
+    given["models"] = tuple(ModelSource(name, Path(path)) for name, path in given["models"])
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+    }
+    settings = Settings(**options)
+    binding = server.Binding(**task["binding"])
+    listeners = [socket.socket(fileno=number) for number in task["listeners"]]
+    service = Service(settings)
+    talk = Talk(service, Path(task["folder"]), task["index"], binding.workers)
+    return server.run_process(service, binding, listeners, talk.listening())
+
+
+def _end_with(supervisor: int) -> None:
+    """Linux: drain when the supervisor ends without having said so (it was killed)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != supervisor:
+            sys.exit(server.INTERNAL_ERROR)
+
+
+class Talk:
+    """One worker's ear and voice: a line of JSON each way."""
+
+    def __init__(self, service: Service, folder: Path, index: int, workers: int) -> None:
+        self.service, self.folder, self.index, self.workers = service, folder, index, workers
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Answer the siblings meanwhile."""
+        path = self._path(self.index)
+        path.unlink(missing_ok=True)
+        ear = await asyncio.start_unix_server(self._heard, str(path), limit=MESSAGE_BYTES)
+        self.service.siblings = self.ask
+        try:
+            yield
+        finally:
+            self.service.siblings = None
+            ear.close()
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index}.sock"
+
+    async def ask(self, action: str, content: dict[str, Any]) -> list[Any]:
+        """What every other worker says to ``action``; one that does not answer is not left out of ``ready``, ``load``
+        and ``unload``.
+        """
+        others = [index for index in range(self.workers) if index != self.index]
+        return [
+            answer
+            for answer in await asyncio.gather(*(self._ask_one(index, action, content) for index in others))
+            if answer is not None
+        ]
+
+    async def _ask_one(self, index: int, action: str, content: dict[str, Any]) -> Any:
+        try:
+            async with asyncio.timeout(ASK_SECONDS[action]):
+                reader, writer = await asyncio.open_unix_connection(str(self._path(index)), limit=MESSAGE_BYTES)
+                try:
+                    writer.write(orjson.dumps({"action": action, **content}) + b"\n")
+                    return orjson.loads(await reader.readline())
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError) as error:
+            reason = f"worker {index} does not answer: {type(error).__name__}"
+            return None if action == "metrics" else {"ready": False, "reason": reason, "error": reason, "progress": 0.0}
+
+    async def _heard(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            question = orjson.loads(await reader.readline())
+            writer.write(orjson.dumps(await self._reply(question)) + b"\n")
+            await writer.drain()
+        except (OSError, ValueError) as error:
+            event("a sibling's question was lost", logging.WARNING, reason=str(error))
+        finally:
+            writer.close()
+
+    async def _reply(self, question: dict[str, Any]) -> Any:
+        action = question["action"]
+        if action == "metrics":
+            return self.service.metrics.snapshot()
+        if action == "ready":
+            return self.service.readiness()
+        try:
+            return {"error": await change(self.service, action, question["name"])}
+        except RequestProblem as problem:
+            return {"error": problem.message}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""Verified before ready, and replaced only by something that was verified too."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lipdeploy.errors import InputError
+from lipdeploy.serve import create_app, model_sources, models
+from lipdeploy.serve.settings import read_keys
+from tests.serve.conftest import CLASSIFIER, UNKNOWN, Client, Serve, json_request, write
+
+ROWS = [[1.0, 0.5, -0.25, 2.0]]
+OTHER = CLASSIFIER.replace("b = {0.25, 0.0, -0.5}", "b = {-9.0, -9.0, 9.0}")  # class 2, not 1
+INFER = "/v2/models/net/infer"
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Verification stands still until this is set."""
+    event, build = threading.Event(), models.CertifiedSession
+
+    def slow(*words: Any, **options: Any) -> Any:
+        assert event.wait(20)
+        return build(*words, **options)
+
+    monkeypatch.setattr(models, "CertifiedSession", slow)
+    return event
+
+
+def until(client: Client, status: int, path: str = "/v2/health/ready") -> Any:
+    """Ask until the answer has this status."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        reply = client.get(path)
+        if reply.status == status:
+            return reply
+        time.sleep(0.01)
+    raise AssertionError(reply)
+
+
+def test_live_at_once_ready_when_verified(serve: Serve, held: threading.Event) -> None:
+    client = serve({"net": CLASSIFIER, "second": CLASSIFIER}, wait=False)
+    assert client.get("/v2/health/live").status == 200
+    state = client.get("/v2/health/ready")
+    assert state.status == 503
+    assert (state.json["ready"], state.json["progress"]) == (False, 0.0)
+    assert "model 'net' version 1: " in state.json["reason"]
+    assert state.json["error"] == state.json["reason"]
+    assert state.headers["retry-after"] == "1"
+    reply = client.post(INFER, json_request(ROWS))
+    assert (reply.status, "not ready" in reply.error) == (503, True)
+    assert client.get("/v2/models/net/ready").status == 503
+    assert client.post("/v2/repository/index", {}).json[0]["state"] == "LOADING"
+    held.set()
+    assert until(client, 200).json == {"ready": True}
+    assert client.post(INFER, json_request(ROWS)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "phrase"),
+    [(UNKNOWN, {}, "Det3"), (CLASSIFIER, {"max_lipschitz": 0.01}, "exceeds"), ("junk", {}, "not an ONNX model")],
+    ids=["refused", "above the limit", "unreadable"],
+)
+def test_a_model_that_fails_never_answers(serve: Serve, tmp_path: Path, text: str, settings: Any, phrase: str) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"junk") if text == "junk" else write(bad, text)
+    good = [] if settings else [write(tmp_path / "net.onnx", CLASSIFIER)]
+    client = serve([*good, bad], **settings)
+    state = client.get("/v2/health/ready")
+    assert (state.status, phrase in state.json["reason"]) == (503, True)
+    assert client.get("/v2/models/bad/ready").status == 503
+    reply = client.post("/v2/models/bad/infer", json_request(ROWS))
+    assert (reply.status, phrase in reply.error) == (503, True)
+    index = {entry["name"]: entry for entry in client.post("/v2/repository/index").json}
+    assert (index["bad"]["state"], phrase in index["bad"]["reason"]) == ("UNAVAILABLE", True)
+    if good:  # its neighbour is not harmed
+        assert client.post(INFER, json_request(ROWS)).status == 200
+        ready = client.post("/v2/repository/index", {"ready": True}).json
+        assert [entry["name"] for entry in ready] == ["net"]
+
+
+def test_a_changed_file_beside_its_certificate_is_not_served(serve: Serve, tmp_path: Path) -> None:
+    from lipdeploy.verify import verify
+    from lipdeploy.verify.certificate import certificate_path
+
+    path = write(tmp_path / "net.onnx", CLASSIFIER)
+    verify(path).write_certificate(certificate_path(path))
+    write(path, OTHER)
+    client = serve([path])
+    assert client.get("/v2/health/ready").status == 503
+    assert client.post(INFER, json_request(ROWS)).status == 503
+
+
+def test_reload_verifies_then_swaps(serve: Serve, tmp_path: Path) -> None:
+    client = serve({"net": CLASSIFIER})
+    before = client.post(INFER, json_request(ROWS)).json["parameters"]["lipdeploy_certificate_sha256"]
+    write(tmp_path / "net.onnx", OTHER)
+    assert client.post(INFER, json_request(ROWS)).json["parameters"]["lipdeploy_certificate_sha256"] == before
+    assert client.post("/v2/repository/models/net/load").status == 200
+    after = client.post(INFER, json_request(ROWS))
+    assert after.json["parameters"]["lipdeploy_certificate_sha256"] != before
+    assert after.tensors()["label"].tolist() == [2]
+    pinned = json_request(ROWS, parameters={"lipdeploy_require_certificate": before})
+    assert client.post(INFER, pinned).status == 409
+    text = client.get("/metrics").body.decode()
+    assert text.count("lipdeploy_certificate_info{") == 1
+    assert before not in text
+
+
+def test_a_reload_that_fails_leaves_the_old_one(serve: Serve, tmp_path: Path) -> None:
+    client = serve({"net": CLASSIFIER})
+    before = client.post(INFER, json_request(ROWS)).body
+    for text in (UNKNOWN, None):
+        (tmp_path / "net.onnx").unlink() if text is None else write(tmp_path / "net.onnx", text)
+        assert client.post("/v2/repository/models/net/load").status == 400
+        assert client.post(INFER, json_request(ROWS)).body == before
+        assert client.get("/v2/health/ready").status == 200
+        assert "still the old one" in client.post("/v2/repository/index").json[0]["reason"]
+
+
+def test_the_old_one_answers_while_the_new_one_is_verified(serve: Serve, tmp_path: Path, held: threading.Event) -> None:
+    held.set()
+    client = serve({"net": CLASSIFIER})
+    held.clear()
+    write(tmp_path / "net.onnx", OTHER)
+    loading = asyncio.run_coroutine_threadsafe(client.requested("POST", "/v2/repository/models/net/load"), client.loop)
+    for _ in range(20):
+        assert client.post(INFER, json_request(ROWS)).tensors()["label"].tolist() == [1]
+    assert not loading.done()
+    held.set()
+    assert loading.result(20).status == 200
+    assert client.post(INFER, json_request(ROWS)).tensors()["label"].tolist() == [2]
+
+
+def test_an_unload_while_it_is_verified_wins(serve: Serve, held: threading.Event) -> None:
+    client = serve({"net": CLASSIFIER}, wait=False)
+    assert client.get("/v2/health/ready").status == 503
+    assert client.post("/v2/repository/models/net/unload").status == 200
+    held.set()
+    client.do(_loaded(client))
+    assert client.post(INFER, json_request(ROWS)).status == 503
+    assert client.post("/v2/repository/index").json[0]["reason"] == "unloaded"
+
+
+async def _loaded(client: Client) -> None:
+    await client.app.service.start()
+
+
+def test_requests_in_flight_are_answered_by_whom_they_reached(serve: Serve, tmp_path: Path) -> None:
+    """A swap between a request's arrival and its batch: no error, and label and digest belong together."""
+    client = serve({"net": CLASSIFIER}, inline_seconds=0.0)
+
+    async def play() -> list[Any]:
+        asked = [asyncio.ensure_future(client.requested("POST", INFER, BODY)) for _ in range(50)]
+        await asyncio.sleep(0)
+        write(tmp_path / "net.onnx", OTHER)
+        await client.app.service.repository.load("net")
+        asked += [asyncio.ensure_future(client.requested("POST", INFER, BODY)) for _ in range(50)]
+        client.app.service.repository.unload("net")
+        return list(await asyncio.gather(*asked))
+
+    BODY = json.dumps(json_request(ROWS)).encode()
+    first = client.post(INFER, BODY).json["parameters"]["lipdeploy_certificate_sha256"]
+    replies = client.do(play())
+    seen = set()
+    for reply in replies[:50]:
+        assert reply.status == 200
+        old = reply.json["parameters"]["lipdeploy_certificate_sha256"] == first
+        assert reply.tensors()["label"].tolist() == [1 if old else 2]
+        seen.add(old)
+    assert seen == {True}
+    assert {reply.status for reply in replies[50:]} == {503}  # they came after the unload
+
+
+def test_unload_and_load_again(serve: Serve) -> None:
+    client = serve({"net": CLASSIFIER, "second": CLASSIFIER})
+    assert client.post("/v2/repository/models/net/unload", b'{"parameters":{"unload_dependents":false}}').status == 200
+    reply = client.post(INFER, json_request(ROWS))
+    assert (reply.status, "unloaded" in reply.error) == (503, True)
+    assert client.get("/v2/health/ready").status == 200  # wanted, so no reason to restart the process
+    assert client.post("/v2/repository/models/net/load").status == 200
+    assert client.post(INFER, json_request(ROWS)).status == 200
+    assert client.post("/v2/repository/models/other/load").status == 404
+
+
+def test_versions(serve: Serve, tmp_path: Path) -> None:
+    write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
+    write(tmp_path / "net" / "10" / "model.onnx", OTHER)
+    client = serve([tmp_path / "net"])
+    assert client.get("/v2/models/net").json["versions"] == ["1", "10"]
+    for path, version, label in (
+        (INFER, "10", 2), ("/v2/models/net/versions/1/infer", "1", 1), ("/v2/models/net/versions/10/infer", "10", 2)
+    ):  # fmt: skip
+        answer = client.post(path, json_request(ROWS))
+        assert (answer.json["model_version"], answer.tensors()["label"].tolist()) == (version, [label])
+    write(tmp_path / "net" / "11" / "model.onnx", CLASSIFIER)  # comes, while another one goes
+    shutil.rmtree(tmp_path / "net" / "1")
+    assert client.post("/v2/repository/models/net/load").status == 200
+    assert client.get("/v2/models/net").json["versions"] == ["10", "11"]
+    assert client.post("/v2/models/net/versions/1/infer", json_request(ROWS)).status == 404
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "11"
+
+
+def test_the_newest_version_that_is_ready_answers(serve: Serve, tmp_path: Path) -> None:
+    write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
+    write(tmp_path / "net" / "2" / "model.onnx", UNKNOWN)
+    client = serve([tmp_path / "net"])
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "1"
+    assert client.get("/v2/models/net/versions/2/ready").status == 503
+    assert client.get("/v2/health/ready").status == 503
+
+
+def test_words_for_models(tmp_path: Path) -> None:
+    file = write(tmp_path / "net.onnx", CLASSIFIER)
+    write(tmp_path / "zoo" / "a" / "1" / "model.onnx", CLASSIFIER)
+    write(tmp_path / "zoo" / "b" / "2" / "model.onnx", CLASSIFIER)
+    assert [source.name for source in model_sources([file, f"other={file}", tmp_path / "zoo"])] == [
+        "net", "other", "a", "b",
+    ]  # fmt: skip
+    assert model_sources([file], "renamed")[0].name == "renamed"
+    empty = tmp_path / "zoo" / "a" / "1"  # a version's folder is neither a model nor a repository
+    for words, name in (([], None), (["nowhere.onnx"], None), ([file, file], "x"), ([empty], None), ([file], "a/b"),
+                        ([file], "../x"), ([file], "")):  # fmt: skip
+        with pytest.raises(InputError):
+            model_sources(words, name)
+    with pytest.raises(InputError, match="two models are called net"):
+        create_app([file, file])
+
+
+def test_a_quota_is_429(serve: Serve) -> None:
+    client = serve({"net": CLASSIFIER}, max_client_rows=3)
+    reply = client.post(INFER, json_request(np.zeros((4, 4))))
+    assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+    assert "at most 3" in reply.error
+    for _ in range(5):  # what was answered no longer counts
+        assert client.post(INFER, json_request(np.zeros((3, 4)))).status == 200
+
+
+def test_a_deadline_is_504(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = models.ModelVersion.run
+
+    def slow(self: Any, feeds: Any, epsilon: Any) -> Any:
+        time.sleep(0.2)
+        return run(self, feeds, epsilon)
+
+    client = serve({"net": CLASSIFIER}, inline_seconds=0.0)
+    monkeypatch.setattr(models.ModelVersion, "run", slow)
+    client.app.service.repository.model("net", None).batcher._run = slow.__get__(  # type: ignore[attr-defined]
+        client.app.service.repository.model("net", None)
+    )
+    reply = client.post(INFER, json_request(ROWS, parameters={"timeout": 20_000}))
+    assert (reply.status, "deadline" in reply.error) == (504, True)
+    assert client.post(INFER, json_request(ROWS, parameters={"timeout": 0})).status == 200
+
+
+def test_what_fails_inside_stays_inside(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    client = serve({"net": CLASSIFIER})
+    model = client.app.service.repository.model("net", None)
+
+    def broken(feeds: Any, epsilon: Any) -> Any:
+        raise RuntimeError("secret path")
+
+    model.batcher._run = broken
+    reply = client.post(INFER, json_request(ROWS))
+    assert reply.status == 500
+    assert "secret" not in reply.error
+    assert any("secret path" in str(record.exc_info) for record in caplog.records)
+
+
+def test_key_files(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# two\n\nabcdefghijklmnop\nqrstuvwxyzabcdefgh\n")
+    assert read_keys(file) == ("abcdefghijklmnop", "qrstuvwxyzabcdefgh")
+    for text in ("", "# none\n", "short\n", "has a blank in the key\n"):
+        file.write_text(text)
+        with pytest.raises(InputError):
+            read_keys(file)
+    with pytest.raises(InputError):
+        read_keys(tmp_path / "nowhere")

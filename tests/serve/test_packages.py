@@ -1,0 +1,192 @@
+"""``lipdeploy package`` and ``EmbeddedModel``. The hosts themselves judge the folders in tests/conformance."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+
+from lipdeploy import CertifiedSession
+from lipdeploy.cli.main import main
+from lipdeploy.errors import InputError, LimitExceeded, Refused
+from lipdeploy.serve.embedded import EmbeddedModel
+from lipdeploy.serve.problems import RequestProblem
+
+CLASSIFIER = """
+<ir_version: 9, opset_import: ["": 20]>
+classifier (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {0.75, 0.0, 0.0, -0.5}> { y = MatMul (x, w) }
+"""
+IMAGE = """
+<ir_version: 9, opset_import: ["": 20]>
+image (float[N, 2, 2] x) => (float[N, 2, 2] y) { y = Relu (x) }
+"""
+FIXED = CLASSIFIER.replace("float[N, 2]", "float[4, 2]")
+UNKNOWN = """
+<ir_version: 9, opset_import: ["": 20]>
+unknown (float[N, 2] x) => (float[N, 2] y) { y = Det3 (x) }
+"""
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str = CLASSIFIER, name: str = "net.onnx") -> Path:
+        path = tmp_path / name
+        path.write_bytes(onnx.parser.parse_model(text).SerializeToString())
+        return path
+
+    return write
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_triton_repository_with_certificates(write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    assert main(["package", "triton", str(write()), "-o", str(out), "--epsilon", "0.5", "--max-lipschitz", "1"]) == 0
+    names = {"config.pbtxt", "README.md", "1/model.py", "1/model.onnx", "1/model.cert.json"}
+    assert files(out) == {f"net/{name}" for name in names}
+    config = (out / "net/config.pbtxt").read_text()
+    assert 'backend: "python"' in config and "max_batch_size: 0" in config
+    assert 'key: "epsilon" value { string_value: "0.5" }' in config
+    assert 'name: "label" data_type: TYPE_INT64 dims: [ -1 ]' in config
+    compile((out / "net/1/model.py").read_text(), "model.py", "exec")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o755
+
+
+def test_triton_may_merge_requests(write: Write, tmp_path: Path) -> None:
+    assert main(["package", "triton", str(write()), "-o", str(tmp_path / "r"), "--batching"]) == 0
+    config = (tmp_path / "r/net/config.pbtxt").read_text()
+    assert "max_batch_size: 64" in config and "dynamic_batching { }" in config
+    assert 'name: "label" data_type: TYPE_INT64 dims: [ 1 ]' in config
+    assert 'name: "x" data_type: TYPE_FP32 dims: [ 2 ]' in config
+
+
+def test_a_triton_repository_without(write: Write, tmp_path: Path) -> None:
+    assert main(["package", "triton", str(write()), "-o", str(tmp_path / "r"), "--backend", "onnxruntime"]) == 0
+    config = (tmp_path / "r/net/config.pbtxt").read_text()
+    assert 'backend: "onnxruntime"' in config
+    assert "op_library_filename" not in config  # the model has none of our operators
+    assert "No answer carries a guarantee" in (tmp_path / "r/net/README.md").read_text()
+
+
+def test_an_mlserver_folder(write: Write, tmp_path: Path) -> None:
+    assert main(["package", "mlserver", str(write()), "-o", str(tmp_path / "m"), "--name", "digits"]) == 0
+    settings = json.loads((tmp_path / "m/model-settings.json").read_text())
+    assert settings["name"] == "digits"
+    assert settings["parameters"] == {"uri": "./model.onnx", "version": "1", "extra": {"norm": "l2"}}
+    assert "model.cert.json" in files(tmp_path / "m")
+
+
+def test_kserve_manifests(write: Write, tmp_path: Path) -> None:
+    words = ["--storage-uri", "s3://bucket/net", "--image", "registry/lipdeploy:1", "--certify", "adaptive"]
+    assert main(["package", "kserve", str(write(name="My_Net.onnx")), "-o", str(tmp_path / "k"), *words]) == 0
+    runtime = yaml.safe_load((tmp_path / "k/serving-runtime.yaml").read_text())
+    container = runtime["spec"]["containers"][0]
+    assert container["image"] == "registry/lipdeploy:1"
+    assert "--certify=adaptive" in container["args"] and container["args"][-1] == "/mnt/models/model.onnx"
+    service = yaml.safe_load((tmp_path / "k/inference-service.yaml").read_text())
+    assert service["metadata"]["name"] == "my-net"
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://bucket/net"
+    assert {"model/model.onnx", "model/model.cert.json"} <= files(tmp_path / "k")
+
+
+def test_the_packaged_bytes_are_the_verified_ones(write: Write, tmp_path: Path) -> None:
+    model = write()
+    assert main(["package", "mlserver", str(model), "-o", str(tmp_path / "m")]) == 0
+    assert (tmp_path / "m/model.onnx").read_bytes() == model.read_bytes()
+    assert main(["verify", str(tmp_path / "m/model.onnx")]) == 0
+
+
+@pytest.mark.parametrize("kind", ["triton", "mlserver", "kserve"])
+def test_nothing_is_packaged_that_is_not_proven(kind: str, write: Write, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert main(["package", kind, str(write(UNKNOWN)), "-o", out]) == 3
+    assert main(["package", kind, str(write()), "-o", out, "--max-lipschitz", "0.5"]) == 1
+    assert main(["package", kind, str(tmp_path / "nowhere.onnx"), "-o", out]) == 2
+    assert not Path(out).exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    assert main(["package", "mlserver", str(write()), "-o", str(tmp_path / "full")]) == 2
+    assert files(tmp_path / "full") == {"mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "net.onnx"]  # no temporary folder is left
+
+
+def test_names_that_no_url_takes(write: Write, tmp_path: Path) -> None:
+    assert main(["package", "mlserver", str(write()), "-o", str(tmp_path / "m"), "--name", "../up"]) == 2
+
+
+def test_strings_of_the_text_format() -> None:
+    from google.protobuf import text_format
+    from onnx import StringStringEntryProto
+
+    from lipdeploy.serve.triton_repository import _quoted
+
+    for text in ("plain", 'quo"te', "back\\slash", "new\nline", "ümlaut", "\x00\x7f", "\\u0041"):
+        assert text_format.Parse(f"key: {_quoted(text)}", StringStringEntryProto()).key == text
+
+
+# The model inside a host.
+
+
+def test_an_embedded_model_answers_as_the_session(write: Write) -> None:
+    path = write()
+    model, session = EmbeddedModel(path, "net"), CertifiedSession(str(path))
+    x = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    answer, prediction = model.answer({"x": x}, {"lipdeploy_epsilon": "0.5"}), session.predict(x, epsilon=0.5)
+    assert list(answer) == ["label", "radius", "certified", "abstain"]
+    np.testing.assert_array_equal(answer["label"], prediction.label)
+    np.testing.assert_array_equal(answer["certified"], prediction.certified)
+    np.testing.assert_array_equal(answer["abstain"], ~prediction.certified)
+    assert answer["radius"].dtype == np.float32
+    assert (answer["radius"].astype(np.float64) <= prediction.radius).all()
+    np.testing.assert_allclose(answer["radius"], prediction.radius, rtol=1e-6)
+    assert list(model.answer({"x": x}, {}, ["logits", "margin"])) == ["logits", "margin"]
+
+
+def test_settings_may_be_text(write: Write) -> None:
+    model = EmbeddedModel(write(), "net", epsilon="0.25", max_lipschitz="1", certify="adaptive", threads="1")
+    x = np.array([[0.3, 0.0], [9.0, 0.0]], np.float32)
+    assert model.answer({"x": x}, {})["certified"].tolist() == [False, True]
+
+
+def test_other_outputs_and_fixed_batches(write: Write) -> None:
+    x = np.array([[[1.0, -1.0], [0.5, 2.0]]], np.float32)
+    image = EmbeddedModel(write(IMAGE), "image").answer({"x": x}, {})
+    assert list(image) == ["y"]
+    np.testing.assert_array_equal(image["y"], np.maximum(x, 0.0))
+    answer = EmbeddedModel(write(FIXED), "fixed").answer({"x": np.ones((4, 2), np.float32)}, {})
+    assert answer["label"].shape == (4,)
+
+
+def test_what_an_embedded_model_refuses(write: Write) -> None:
+    with pytest.raises(Refused):
+        EmbeddedModel(write(UNKNOWN), "unknown")
+    path = write()
+    with pytest.raises(LimitExceeded):
+        EmbeddedModel(path, "net", max_lipschitz=0.5)
+    for settings in ({"epsilon": "much"}, {"epsilon": -1.0}, {"ports": 1}, {"certify": "maybe"}):
+        with pytest.raises(InputError):
+            EmbeddedModel(path, "net", **settings)
+    model = EmbeddedModel(path, "net")
+    x = np.ones((1, 2), np.float32)
+    for arrays, names in (({"z": x}, None), ({"x": x * np.nan}, None), ({"x": x[:0]}, None), ({"x": x}, ["zz"])):
+        with pytest.raises(InputError):
+            model.answer(arrays, {}, names)
+    for parameters in (
+        {"lipdeploy_epsilon": -1},
+        {"lipdeploy_epsylon": 1},
+        {"lipdeploy_require_certificate": "0" * 64},
+    ):
+        with pytest.raises(RequestProblem):
+            model.answer({"x": x}, parameters)

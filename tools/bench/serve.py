@@ -1,0 +1,245 @@
+"""What serving costs: processor time of the server per request, requests a second, latencies: ``tools/bench/serve.py``.
+
+Closed loop over loopback at 1, 8 and 32 clients, one row a request, binary tensors both ways, MLP 784-512³-10 with
+random orthogonal layers, one thread for inference. Contenders take turns in rounds; the median over rounds is reported.
+"bare" is this server around the float32 program alone: no float64, no radius, no certificate (the label is an argmax),
+so that the rows above it show what the guarantee costs. Nine rows in ten are far from the decision boundary, so that
+float32 certifies them (``adaptive`` answers those in float32 alone).
+
+``--rounds N --seconds S --only NAME --clients 1,8,32``.
+"""
+
+from __future__ import annotations
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import argparse
+import itertools
+import json
+import platform
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "bench")]
+
+CONTENDERS = ("adaptive", "f64", "f32", "bare")
+HEAD_LENGTH = b"inference-header-content-length"
+WARM_REQUESTS = 200
+
+
+@dataclass
+class Measured:
+    """One contender at one number of clients, one round."""
+
+    requests: int
+    wall: float
+    cpu: float
+    latencies: list[float] = field(repr=False)
+
+
+def main() -> None:
+    """Print the machine and one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--only", choices=CONTENDERS, action="append")
+    parser.add_argument("--serve", nargs=2, metavar=("MODEL", "MODE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        raise SystemExit(serve(*given.serve))
+    with tempfile.TemporaryDirectory() as folder:
+        model, rows = exported(Path(folder))
+        bench(model, rows, given.only or CONTENDERS, [int(n) for n in given.clients.split(",")], given)
+
+
+def bench(model: Path, rows: Any, names: Any, clients: list[int], given: argparse.Namespace) -> None:
+    """Interleaved rounds, then the table."""
+    servers = {name: Server(model, name) for name in names}
+    bodies = [request(row) for row in rows]
+    found: dict[tuple[str, int], list[Measured]] = {}
+    try:
+        for server, count in itertools.product(servers.values(), clients):
+            load(server, count, bodies, requests=WARM_REQUESTS)
+        for _, count, (name, server) in itertools.product(range(given.rounds), clients, servers.items()):
+            found.setdefault((name, count), []).append(load(server, count, bodies, seconds=given.seconds))
+    finally:
+        for server in servers.values():
+            server.stop()
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    print(f"{processor()}; {versions}; {given.rounds} rounds of {given.seconds} s, interleaved\n")
+    print("| server | clients | cpu µs/request | req/s | p50 ms | p99 ms |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for (name, count), measured in found.items():
+        print(f"| {name} | {count} | " + " | ".join(summary(measured)) + " |")
+
+
+def summary(rounds: list[Measured]) -> list[str]:
+    """Medians over rounds."""
+    cpu = statistics.median(one.cpu / one.requests * 1e6 for one in rounds)
+    rate = statistics.median(one.requests / one.wall for one in rounds)
+    p50, p99 = (
+        statistics.median(float(np.quantile(one.latencies, q)) * 1e3 for one in rounds) for q in (0.5, 0.99)
+    )  # fmt: skip
+    return [f"{cpu:.0f}", f"{rate:.0f}", f"{p50:.2f}", f"{p99:.2f}"]
+
+
+class Server:
+    """A contender in a process of its own, ready."""
+
+    def __init__(self, model: Path, mode: str) -> None:
+        words = [sys.executable, str(Path(__file__).resolve()), "--serve", str(model), mode]
+        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            entry = json.loads(line)
+            if entry["event"] == "listening":
+                self.port = int(entry["url"].rpartition(":")[2])
+            if entry["event"] == "ready":
+                return
+        raise RuntimeError(f"{mode}: the server ended")
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all its threads so far."""
+        folder = Path(f"/proc/{self.process.pid}/task")
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()) / 1e9
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def load(server: Server, clients: int, bodies: list[bytes], *, requests: int = 0, seconds: float = 0.0) -> Measured:
+    """A closed loop of ``clients`` connections, for ``seconds`` or until ``requests`` were answered."""
+    selector, latencies, turn = selectors.DefaultSelector(), [], itertools.cycle(bodies)
+    sent: dict[socket.socket, float] = {}
+    for _ in range(clients):
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(connection, selectors.EVENT_READ)
+    cpu, started = server.cpu_seconds(), time.perf_counter()
+    for key in list(selector.get_map().values()):
+        sent[key.fileobj] = time.perf_counter()
+        key.fileobj.sendall(next(turn))
+    while time.perf_counter() - started < seconds or len(latencies) < requests:
+        for key, _ in selector.select():
+            connection = key.fileobj
+            answer(connection)
+            now = time.perf_counter()
+            latencies.append(now - sent[connection])
+            sent[connection] = now
+            connection.sendall(next(turn))
+    wall = time.perf_counter() - started
+    used = server.cpu_seconds() - cpu
+    for key in list(selector.get_map().values()):
+        answer(key.fileobj)
+        key.fileobj.close()
+    return Measured(len(latencies), wall, used, latencies)
+
+
+def answer(connection: socket.socket) -> bytes:
+    """One whole response, which must be a success."""
+    data = connection.recv(65536)
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(data[:500])
+    length = 0
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            length = int(line[15:])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return body
+
+
+def request(row: Any) -> bytes:
+    """The bytes of an inference request with binary tensors, as tritonclient would send them."""
+    head = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "input",
+                    "shape": [1, row.size],
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": row.nbytes},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    lines = [
+        b"POST /v2/models/model/infer HTTP/1.1",
+        b"Host: localhost",
+        b"Content-Type: application/octet-stream",
+        HEAD_LENGTH + b": %d" % len(head),
+        b"Content-Length: %d" % (len(head) + row.nbytes),
+    ]
+    return b"\r\n".join([*lines, b"", head + row.tobytes()])
+
+
+def exported(folder: Path) -> tuple[Path, Any]:
+    """The model of the goals, and rows that float32 certifies for the most part."""
+    import modes
+    import torch
+
+    from lipdeploy import export
+
+    torch.manual_seed(0)
+    _, module, shape, _ = modes.networks()[0]
+    export(module, torch.rand(2, *shape), folder / "model.onnx")
+    random = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
+    return folder / "model.onnx", modes.certain_rows(module, random)
+
+
+def serve(model: str, mode: str) -> int:
+    """One contender."""
+    from lipdeploy.serve import Settings, logs, model_sources, models, server
+
+    logs.configure("info")
+    if mode == "bare":
+        models.ModelVersion.run = bare_run
+    settings = Settings(models=model_sources([model]), threads=1, certify="f32" if mode == "bare" else mode)
+    return server.run(settings, server.Binding(port=0))
+
+
+def bare_run(self: Any, feeds: Any, epsilon: float | None) -> Any:
+    """A batch of the float32 program: labels, and no promise."""
+    from lipdeploy.serve.models import Rows
+
+    logits = self.session.run(None, feeds)[0]
+    return Rows(Uncertified(logits.argmax(axis=1), np.zeros(len(logits))))
+
+
+@dataclass
+class Uncertified:
+    """What ``Rows`` reads of a prediction."""
+
+    label: Any
+    radius: Any
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

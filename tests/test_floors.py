@@ -28,7 +28,8 @@ for part, floor in (
     ("export", ("prove", "nn", "verify", "ops", "errors")),
     ("runtime", ("prove", "nn", "verify", "ops", "errors")),
     ("serve", ("export", "runtime", "prove", "nn", "verify", "ops", "errors")),
-    ("cli", ("serve", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors")),
+    ("certify", ("runtime", "verify", "ops", "errors")),
+    ("cli", ("serve", "certify", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors")),
 ):
     BELOW[part] = frozenset(floor)
 
@@ -40,10 +41,11 @@ HOME: dict[str, frozenset[str]] = {
     "onnxruntime": frozenset({"runtime"}),
     "click": frozenset({"cli"}),
     "rich": frozenset({"cli"}),
-    "PIL": frozenset({"cli"}),
+    "PIL": frozenset({"certify"}),
     "starlette": frozenset({"serve"}),
     "uvicorn": frozenset({"serve"}),
-    "ray": frozenset({"serve"}),
+    "ray": frozenset({"serve", "certify"}),
+    "pyarrow": frozenset({"certify"}),
     "cryptography": frozenset({"signing"}),
 }
 

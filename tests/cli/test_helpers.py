@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def test_doctor_says_what_a_bug_report_needs(cli: Cli) -> None:
     assert checks["arithmetic"]["status"] == "ok"
     text = cli("doctor").out
     assert all(name in text for name in checks)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime")
+def test_doctor_describes_the_operator_library(cli: Cli, ops_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIPDEPLOY_OPS_LIBRARY", str(ops_library))
+    checks = {check["name"]: check for check in cli("doctor", "--json").document["checks"]}
+    detail = checks["operator library"]["detail"]
+    assert re.search(r"version 1 of lipdeploy \S+, CPU kernels (avx512|avx2|baseline), CUDA kernels (yes|no), ", detail)
+    assert hashlib.sha256(ops_library.read_bytes()).hexdigest() in detail
+    assert "CPUExecutionProvider" in checks
 
 
 def test_doctor_finds_two_runtimes_in_each_others_way(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

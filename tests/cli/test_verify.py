@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -120,10 +121,10 @@ def test_a_crash_on_one_model_hides_neither_the_others_nor_itself(
     real = judging.verdict_of
     odd = dense.parent / "odd.onnx"
 
-    def judge(target: judging.Target, request: judging.Request) -> object:
+    def judge(target: judging.Target, request: judging.Request, *rest: Any) -> object:
         if target.path == str(odd):
             raise ZeroDivisionError("odd")
-        return real(target, request)
+        return real(target, request, *rest)
 
     monkeypatch.setattr(judging, "verdict_of", judge)
     result = cli("verify", odd, dense, "--json")

@@ -53,7 +53,7 @@ conformance-ray: build  ## certify over Ray Data for real, in an environment of 
 	    -C wheel.cmake=false -e ".[ray]" hypothesis pytest
 	OMP_NUM_THREADS=1 build/ray-venv/bin/python -m pytest -q tests/conformance/ray
 
-conformance: build conformance-ray $(addprefix $(FOREIGN)/,$(addsuffix /.installed,client kserve mlserver triton))  ## others' clients and servers
+conformance: build conformance-ray $(addprefix $(FOREIGN)/,$(addsuffix /.installed,client kserve mlserver triton hosts))  ## others' clients and servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/conformance --ignore=tests/conformance/ray
 
 # Programs of others, each in an environment of its own: they pin versions that contradict one another.

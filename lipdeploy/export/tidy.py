@@ -40,7 +40,7 @@ def tidy(model: onnx.ModelProto, *, standard_ops: bool = False) -> Graph:
 
 
 def drop_identities(graph: Graph) -> None:
-    """Remove Identity and evaluation-mode Dropout."""
+    """Remove Identity, evaluation-mode Dropout and a Pad by nothing."""
     for node in list(graph.nodes):
         if not _is_identity(graph, node):
             continue
@@ -62,6 +62,8 @@ def _is_identity(graph: Graph, node: NodeProto) -> bool:
         return False
     if node.op_type == "Dropout":  # training mode is an input; without it the operator is the identity
         return len(node.input) < 3 or (node.input[2] in graph.constants and not bool(graph.constants[node.input[2]]))
+    if node.op_type == "Pad":  # with axes named, the same: no pads on some axes and none on the others
+        return node.input[1] in graph.constants and not graph.constants[node.input[1]].any()
     return node.op_type == "Identity"
 
 

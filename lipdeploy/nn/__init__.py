@@ -32,6 +32,7 @@ judges the three nodes together, as max over c of |scale_c| · slope_c · |inver
 from lipdeploy.nn.bake import bake
 from lipdeploy.nn.conv import AOLConv2d, SpectralConv2d
 from lipdeploy.nn.householder import Householder, StoredHouseholder
+from lipdeploy.nn.importing import spline_from_layer, splines_from_state
 from lipdeploy.nn.linear import BjorckLinear, LInfLinear, SpectralLinear
 from lipdeploy.nn.scale import Scale
 from lipdeploy.nn.sorting import FullSort, GroupSort, MaxMin
@@ -56,5 +57,7 @@ __all__ = [
     "hinge_margin_loss",
     "offset_cross_entropy",
     "parameter_groups",
+    "spline_from_layer",
+    "splines_from_state",
     "tv2",
 ]

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 INITS = ("identity", "relu", "absolute_value", "maxmin")
+# Float32 sums of K ≤ 1000 steps miss a bound on the slopes by less than this many coefficients per knot spacing.
+PROJECTED_SLACK = 4e-6
 
 
 def _float32(value: float) -> float:
@@ -168,16 +170,22 @@ class LinearSpline(nn.Module):
         return self.projected_coefficients().diff(n=2, dim=-1).abs().sum() / self.knot_spacing
 
     @torch.no_grad()
-    def load_coefficients(self, array: ArrayLike, lower: float, knot_spacing: float) -> None:
+    def load_coefficients(
+        self, array: ArrayLike, lower: float, knot_spacing: float, *, projected: bool = False
+    ) -> None:
         """Take over a spline trained elsewhere.
 
         Args:
-            array: values at the knots, (channels, K), or (1, K) or (K,) when shared; any K ≥ 2.
+            array: values at the knots, (channels, K), or (1, K) or (K,) when shared; any K ≥ 2. Raw values, which
+                ``forward`` projects, unless ``projected``.
             lower: first knot. Kept as float32.
             knot_spacing: distance of the knots, > 0. Kept as float32.
+            projected: the values were projected before; slopes beyond the bound (by more than float32 rounding can
+                explain) say that they were not, and that the function would change.
 
         Raises:
-            ValueError: wrong shape, a value that is not finite, or ``knot_spacing`` not positive.
+            ValueError: wrong shape, a value that is not finite, ``knot_spacing`` not positive, or values that
+                cannot be ``projected`` ones.
         """
         values = torch.as_tensor(array, dtype=torch.float64)
         values = values[None] if values.ndim == 1 else values
@@ -187,8 +195,19 @@ class LinearSpline(nn.Module):
         lower, knot_spacing = _float32(lower), _float32(knot_spacing)
         if not (values.isfinite().all() and math.isfinite(lower) and math.isfinite(knot_spacing) and knot_spacing > 0):
             raise ValueError("coefficients and lower must be finite, and knot_spacing finite and positive")
+        if projected:
+            self._require_projected(values, knot_spacing)
         self.lower, self.knot_spacing = lower, knot_spacing
         self.coefficients = nn.Parameter(values.to(self.coefficients), self.coefficients.requires_grad)
+
+    def _require_projected(self, values: Tensor, knot_spacing: float) -> None:
+        steepest = float(values.diff(dim=-1).abs().max()) / knot_spacing
+        rounding = PROJECTED_SLACK * max(1.0, float(values.abs().max()) / knot_spacing)
+        if steepest > self.lipschitz + rounding:
+            raise ValueError(
+                f"these coefficients have slopes up to {steepest:.6g}, above {self.lipschitz:g}: they are raw, not "
+                "projected; load them with projected=False"
+            )
 
     def get_extra_state(self) -> dict[str, float]:
         """The grid, for ``state_dict``."""

@@ -96,6 +96,7 @@ class Call:
     inputs: tuple[Value | None, ...] = ()
     norms: tuple[Norm, ...] = ()
     batch: int | None = None
+    place: int = -1  # in the order of the file
     producer: Callable[[str], Call | None] = field(default=lambda name: None, repr=False, compare=False)
     guide: Guide = field(default_factory=Guide, repr=False, compare=False)
 
@@ -255,6 +256,7 @@ def _call(node: NodeProto, index: int, opsets: Mapping[str, int], norms: tuple[N
         input_names=tuple(node.input),
         output_names=tuple(node.output),
         norms=norms,
+        place=index,
     )
     if len(call.attributes) != len(node.attribute):
         raise call.refuse("LIP013", "an attribute is given twice")

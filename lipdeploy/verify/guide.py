@@ -17,6 +17,10 @@ from lipdeploy.verify.limits import MOST_WORK
 EXTRA_WORK = 1e10
 #: … and this part of what the plain proofs before have cost.
 EXTRA_SHARE = 0.5
+#: Entries that motifs may read back through nodes: seconds …
+LOOKS = 1e8
+#: … and this many for every multiply-add of the plain proofs before.
+LOOKS_SHARE = 0.02
 MOST_AXES = 8
 
 
@@ -26,12 +30,20 @@ class Effort:
 
     left: float = EXTRA_WORK
     owed: float = MOST_WORK  # for the plain ones, all together
+    looks: float = LOOKS
 
     def take(self, work: float) -> bool:
         """Spend ``work`` if that much is left."""
         if work > self.left + EXTRA_SHARE * (MOST_WORK - self.owed):
             return False
         self.left -= work
+        return True
+
+    def look(self, entries: float) -> bool:
+        """Read ``entries`` back on the way to a motif, if that much is left."""
+        if entries > self.looks + LOOKS_SHARE * (MOST_WORK - self.owed):
+            return False
+        self.looks -= entries
         return True
 
     def pay(self, work: float) -> bool:

@@ -7,12 +7,10 @@ after each operation is a proof (Lemma R1 in docs/mathematics.md). Assumption A1
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
-from typing import Any
 
 FORMAT = re.compile(r"\.?(?P<digits>\d*)(?P<kind>[efg]?)")
 INFINITY = math.inf
@@ -46,15 +44,22 @@ def mul_up(*factors: float) -> float:
         return 0.0
     product = 1.0
     for factor in factors:
+        if factor == 1.0:
+            continue
         rounded = product * factor
-        product = rounded if _reaches(rounded, operator.mul, product, factor) else up(rounded)
+        exact = product == 1.0 and isinstance(factor, float)
+        product = rounded if exact or _reaches(rounded, product, factor) else up(rounded)
     return product
 
 
 def div_up(numerator: float, denominator: float) -> float:
     """Upper bound of a quotient with ``numerator`` ≥ 0 and ``denominator`` > 0."""
     rounded = numerator / denominator
-    return rounded if _reaches(rounded, operator.truediv, numerator, denominator) else up(rounded)
+    if not math.isfinite(rounded):
+        return rounded
+    if not (math.isfinite(numerator) and math.isfinite(denominator)):
+        return up(rounded)
+    return rounded if _at_most(numerator, rounded, denominator) else up(rounded)
 
 
 def sqrt_up(value: float) -> float:
@@ -64,13 +69,20 @@ def sqrt_up(value: float) -> float:
     return rounded if exact else up(rounded)
 
 
-def _reaches(rounded: float, operation: Callable[[Any, Any], Any], first: float, second: float) -> bool:
-    """Whether a computed result is not below the exact one; infinities and NaN are left as they are."""
+def _reaches(rounded: float, first: float, second: float) -> bool:
+    """Whether a computed product is not below the exact one; infinities and NaN are left as they are."""
     if not math.isfinite(rounded):
         return True
     if not (math.isfinite(first) and math.isfinite(second)):
         return False
-    return bool(Fraction(rounded) >= operation(Fraction(first), Fraction(second)))
+    (a, b), (c, d), (e, f) = (value.as_integer_ratio() for value in (rounded, first, second))
+    return a * d * f >= c * e * b
+
+
+def _at_most(value: float, first: float, second: float) -> bool:
+    """Whether value ≤ first·second, exactly; all finite."""
+    (a, b), (c, d), (e, f) = (number.as_integer_ratio() for number in (value, first, second))
+    return a * d * f <= c * e * b
 
 
 def hypot_up(values: Iterable[float]) -> float:

@@ -40,7 +40,9 @@ def test_the_shell_block_runs_as_it_stands(journey: tuple[Path, subprocess.Compl
 def test_what_the_shell_block_left_behind(journey: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = journey
     left = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
-    assert left == {"net.py", "net.onnx", "net.cert.json", "x.npy", "answers.json", "report.json"}
+    assert left == {
+        *("net.py", "net.onnx", "net.cert.json", "x.npy", "answers.json", "report.json", "d.npz", "certified.html"),
+    }
     for name, file in (
         ("certificate/v1", "net.cert.json"),
         ("prediction/v1", "answers.json"),

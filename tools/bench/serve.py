@@ -3,8 +3,10 @@
 Closed loop over loopback at 1, 8 and 32 clients, one row a request, binary tensors both ways, MLP 784-512³-10 with
 random orthogonal layers, one thread for inference. Contenders take turns in rounds; the median over rounds is reported.
 "bare" is this server around the float32 program alone: no float64, no radius, no certificate (the label is an argmax),
-so that the rows above it show what the guarantee costs. Nine rows in ten are far from the decision boundary, so that
-float32 certifies them (``adaptive`` answers those in float32 alone).
+so that the rows above it show what the guarantee costs. "triton" (Python backend), "kserve" and "mlserver" are those
+servers around the same program without certificates, where ``make conformance`` has built their environments; MLServer
+is asked in JSON, because it takes nothing else. Nine rows in ten are far from the decision boundary, so that float32
+certifies them (``adaptive`` answers those in float32 alone).
 
 ``--rounds N --seconds S --only NAME --clients 1,8,32``.
 """
@@ -21,12 +23,14 @@ import itertools
 import json
 import platform
 import selectors
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "bench")]
 
-CONTENDERS = ("adaptive", "f64", "f32", "bare")
+OURS = ("adaptive", "f64", "f32", "bare")
+FOREIGN = ("triton", "kserve", "mlserver")
+CONTENDERS = (*OURS, *FOREIGN)
+READY_SECONDS = 90.0
 HEAD_LENGTH = b"inference-header-content-length"
 WARM_REQUESTS = 200
 
@@ -64,18 +71,22 @@ def main() -> None:
         raise SystemExit(serve(*given.serve))
     with tempfile.TemporaryDirectory() as folder:
         model, rows = exported(Path(folder))
-        bench(model, rows, given.only or CONTENDERS, [int(n) for n in given.clients.split(",")], given)
+        names = [name for name in given.only or CONTENDERS if name in OURS or environment(name) is not None]
+        bench(model, rows, names, [int(n) for n in given.clients.split(",")], given)
+        for name in set(FOREIGN) - set(names):
+            print(f"\n{name}: not measured (make conformance builds its environment)")
 
 
 def bench(model: Path, rows: Any, names: Any, clients: list[int], given: argparse.Namespace) -> None:
     """Interleaved rounds, then the table."""
-    servers = {name: Server(model, name) for name in names}
-    bodies = [request(row) for row in rows]
+    servers = {name: Server(model, name) if name in OURS else ForeignServer(model, name) for name in names}
+    binary, text = [request(row) for row in rows], [request_in_json(row) for row in rows]
     found: dict[tuple[str, int], list[Measured]] = {}
     try:
         for server, count in itertools.product(servers.values(), clients):
-            load(server, count, bodies, requests=WARM_REQUESTS)
+            load(server, count, text if server.json else binary, requests=WARM_REQUESTS)
         for _, count, (name, server) in itertools.product(range(given.rounds), clients, servers.items()):
+            bodies = text if server.json else binary
             found.setdefault((name, count), []).append(load(server, count, bodies, seconds=given.seconds))
     finally:
         for server in servers.values():
@@ -99,7 +110,9 @@ def summary(rounds: list[Measured]) -> list[str]:
 
 
 class Server:
-    """A contender in a process of its own, ready."""
+    """A contender in a process of its own, ready. ``json``: it takes no binary tensors."""
+
+    json = False
 
     def __init__(self, model: Path, mode: str) -> None:
         words = [sys.executable, str(Path(__file__).resolve()), "--serve", str(model), mode]
@@ -114,14 +127,110 @@ class Server:
         raise RuntimeError(f"{mode}: the server ended")
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its threads so far."""
-        folder = Path(f"/proc/{self.process.pid}/task")
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()) / 1e9
+        """Processor time of all its threads, and of the processes that it started, so far."""
+        return sum(map(_cpu_seconds, _tree(self.process.pid)))
 
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
         self.process.wait(30)
+
+
+class ForeignServer(Server):
+    """Somebody else's server around the same program; ``BENCH_…`` tell it what to load."""
+
+    def __init__(self, model: Path, name: str) -> None:
+        self.json = name == "mlserver"
+        self.port, second, third = free_ports(3)
+        folder = model.parent / name
+        shutil.copytree(ROOT / "tools" / "bench" / "foreign", folder)
+        python = environment(name)
+        assert python is not None
+        site = next((python.parents[1] / "lib").glob("python*/site-packages"))
+        variables = {
+            **os.environ, "BENCH_MODEL": str(model), "BENCH_SITE": str(site), "PYTHONPATH": str(folder),
+            "BENCH_LIBRARY": str(ROOT / "lipdeploy" / "custom_ops_lib" / "liblipdeploy_ops.so"),
+        }  # fmt: skip
+        command = getattr(self, f"_{name}")(python, site, folder, variables, (second, third))
+        log = (folder / "log").open("wb")
+        self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        wait_for(f"http://127.0.0.1:{self.port}/v2/models/model/ready", self.process, folder / "log")
+
+    def _triton(self, python: Path, site: Path, folder: Path, variables: dict[str, str], ports: Any) -> list[str]:
+        bundled, backend = site / "pytriton" / "tritonserver", folder / "backends" / "python"
+        shutil.copytree(bundled / "backends" / "python", backend)
+        stub = bundled / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
+        shutil.copy(stub, backend)
+        (folder / "models" / "model" / "1").mkdir(parents=True)
+        shutil.copy(folder / "triton_model.py", folder / "models" / "model" / "1" / "model.py")
+        (folder / "models" / "model" / "config.pbtxt").write_text(TRITON_CONFIG)
+        variables["LD_LIBRARY_PATH"], variables["PYTHONHOME"] = str(site / "nvidia_pytriton.libs"), sys.base_prefix
+        words = ["--model-repository", str(folder / "models"), "--backend-directory", str(folder / "backends")]
+        for name, port in (("http", self.port), ("grpc", ports[0]), ("metrics", ports[1])):
+            words += [f"--{name}-address", "127.0.0.1", f"--{name}-port", str(port)]
+        return [str(bundled / "bin" / "tritonserver"), *words]
+
+    def _kserve(self, python: Path, site: Path, folder: Path, variables: dict[str, str], ports: Any) -> list[str]:
+        return [str(python), str(folder / "kserve_server.py"), str(self.port)]
+
+    def _mlserver(self, python: Path, site: Path, folder: Path, variables: dict[str, str], ports: Any) -> list[str]:
+        served = folder / "served"
+        served.mkdir()
+        settings = {"debug": False, "parallel_workers": 0, "host": "127.0.0.1", "http_port": self.port}
+        settings |= {"grpc_port": ports[0], "metrics_port": ports[1]}
+        (served / "settings.json").write_text(json.dumps(settings))
+        (served / "model-settings.json").write_text(
+            json.dumps({"name": "model", "implementation": "mlserver_runtime.Plain"})
+        )
+        return [str(python.parent / "mlserver"), "start", str(served)]
+
+
+TRITON_CONFIG = """name: "model"
+backend: "python"
+max_batch_size: 64
+dynamic_batching { }
+input [ { name: "input" data_type: TYPE_FP32 dims: [ 784 ] } ]
+output [ { name: "label" data_type: TYPE_INT64 dims: [ 1 ] } ]
+"""
+
+
+def environment(name: str) -> Path | None:
+    """The Python of a foreign server's environment, or ``None``."""
+    python = ROOT / "build" / "conformance" / name / "bin" / "python"
+    return python if python.exists() else None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody had a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
+    """Until ``url`` answers with success."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    process.kill()
+    raise RuntimeError(log.read_text(errors="replace")[-2000:])
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and its descendants."""
+    children = [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
+    return [pid, *(found for child in children for found in _tree(child))]
+
+
+def _cpu_seconds(pid: int) -> float:
+    folder = Path(f"/proc/{pid}/task")
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()) / 1e9
 
 
 def load(server: Server, clients: int, bodies: list[bytes], *, requests: int = 0, seconds: float = 0.0) -> Measured:
@@ -164,7 +273,8 @@ def answer(connection: socket.socket) -> bytes:
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line[15:])
-    while len(body) < length:
+    chunked = b"transfer-encoding: chunked" in head.lower()
+    while len(body) < length or (chunked and not body.endswith(b"0\r\n\r\n")):
         body += connection.recv(65536)
     return body
 
@@ -192,6 +302,14 @@ def request(row: Any) -> bytes:
         b"Content-Length: %d" % (len(head) + row.nbytes),
     ]
     return b"\r\n".join([*lines, b"", head + row.tobytes()])
+
+
+def request_in_json(row: Any) -> bytes:
+    """The same request as JSON alone."""
+    tensor = {"name": "input", "shape": [1, row.size], "datatype": "FP32", "data": row.ravel().tolist()}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    lines = [b"POST /v2/models/model/infer HTTP/1.1", b"Host: localhost", b"Content-Type: application/json"]
+    return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
 
 
 def exported(folder: Path) -> tuple[Path, Any]:

@@ -1,7 +1,16 @@
 """Layers that need a hand before torch's exporter sees them, looked up by class name.
 
 A key is ``(library, class name)``. No library is imported here: a class is recognised by the module it was defined in,
-so only models that already use a library meet its adapters. A subclass with its own ``forward`` is left alone.
+so only models that already use a library meet its adapters. A subclass with its own ``forward`` is left alone. Three
+sources answer, in this order:
+
+1. the tables of this package, for torch, deel-torchlip and orthogonium;
+2. installed distributions, through the entry-point group ``lipdeploy.adapters`` (``plugins``);
+3. layers that live in the repositories of papers and are copied from there, by class name, attributes and behaviour
+   (``copied``).
+
+An adapter is not trusted: parity compares the exported file with the module that was given, and the verifier judges
+what was exported.
 """
 
 from __future__ import annotations
@@ -10,17 +19,24 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from lipdeploy.export.adapters import torch_layers, torchlip
+from lipdeploy.errors import InputError
+from lipdeploy.export.adapters import copied, orthogonium, torch_layers, torchlip
+from lipdeploy.export.adapters.plugins import plugin
 
 Adapter = Callable[[nn.Module], nn.Module]
 
-ADAPTERS: Mapping[tuple[str, str], Adapter] = {**torch_layers.ADAPTERS, **torchlip.ADAPTERS}
+ADAPTERS: Mapping[tuple[str, str], Adapter] = {
+    **torch_layers.ADAPTERS,
+    **torchlip.ADAPTERS,
+    **orthogonium.ADAPTERS,
+}
 
 
 def find_adapter(layer: nn.Module) -> Adapter | None:
     """The adapter for this layer's class, or for the base class whose ``forward`` it inherits."""
     for base in type(layer).__mro__:
-        adapter = ADAPTERS.get((_library(base), base.__name__))
+        key = (_library(base), base.__name__)
+        adapter = ADAPTERS.get(key) or plugin(*key) or copied.find(key, layer)
         if adapter is not None:
             return adapter
         if "forward" in vars(base):
@@ -29,17 +45,34 @@ def find_adapter(layer: nn.Module) -> Adapter | None:
 
 
 def replace_layers(root: nn.Module) -> nn.Module:
-    """Replace, in place, every layer that has an adapter; a layer used twice is replaced by one object."""
+    """Replace, in place, every layer that has an adapter; a layer used twice is replaced by one object.
+
+    Raises ``InputError`` naming the layer whose adapter fails or refuses.
+    """
     replaced: dict[int, nn.Module] = {}
-    for layer in list(root.modules()):
+    for path, layer in list(root.named_modules()):
         adapter = find_adapter(layer)
         if adapter is not None:
-            replaced[id(layer)] = adapter(layer).eval()
+            replaced[id(layer)] = _adapted(adapter, path, layer)
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if id(child) in replaced:
                 parent._modules[name] = replaced[id(child)]
     return replaced.get(id(root), root)
+
+
+def _adapted(adapter: Adapter, path: str, layer: nn.Module) -> nn.Module:
+    where = f"layer '{path}' ({type(layer).__name__})"
+    try:
+        stand_in = adapter(layer)
+    except InputError as error:
+        raise InputError(f"{where}: {error}", hint=error.hint) from error
+    if not isinstance(stand_in, nn.Module):
+        raise InputError(
+            f"{where}: its adapter returned {type(stand_in).__name__}",
+            hint="an adapter takes the layer and returns a torch.nn.Module",
+        )
+    return stand_in.eval()
 
 
 def _library(cls: type) -> str:

@@ -19,7 +19,7 @@ from lipdeploy.verify.chain import INTERVALS
 from lipdeploy.verify.graph import Call, Constant, Flow
 from lipdeploy.verify.motifs.activations import rectifier
 from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, output_of
-from lipdeploy.verify.motifs.tracing import FOLLOWED, Indices, bases
+from lipdeploy.verify.motifs.tracing import FOLLOWED, Cut, Indices, cuts, reading_cost
 from lipdeploy.verify.norms import per_norm
 from lipdeploy.verify.operator_norm import ProofFailed, spectral_norm_up
 from lipdeploy.verify.operator_norm.sums import Array, absolute_sums, frobenius
@@ -28,13 +28,18 @@ from lipdeploy.verify.rules.arithmetic import spread
 from lipdeploy.verify.step import Step
 
 UNDERFLOW = 2.0**-1000  # more than one rounding loses there
+SMALLEST = 2.0**-900  # numbers above it are far from where roundings are no longer relative
 MOST_TERMS = 8  # of one linear form
 MOST_ENTRIES = 1 << 22
 LARGEST_BLOCK = 16  # inputs or outputs
 MOST_ACTIVATIONS = 6  # in one block: every corner of their slopes is looked at
 MOST_CORNERS = 4096
+CHUNK = 1 << 14  # rows that are compared together, in a cache
+READING = 8.0  # times the cost of a trace, which only moves numbers
+CORNER_COST = 5000.0  # entries read back in the time that a corner takes
 SCALAR = {**{op: INTERVALS[op] for op in ("Relu", "Abs", "Tanh", "Softplus", "Sigmoid")}, "Clip": (0.0, 1.0)}
-LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Max", "Min", "Where", "LeakyRelu", *SCALAR})
+BENDING = frozenset({"Max", "Min", "Where", "LeakyRelu", *SCALAR})
+LINEAR = frozenset({"Add", "Sub", "Mul", "Div", "Neg"}) | BENDING
 MOVES = frozenset(op for op in FOLLOWED if op not in ("Max", "Min", "ReduceMax", "ReduceMin", "TopK", "Pad"))
 
 
@@ -54,7 +59,8 @@ class Forms:
         """Entry i times factor[i], rounded once; a power of two rounds nothing."""
         product = self.coefficients * factor[:, None]
         slack = (self.slack * np.abs(factor)[:, None] + np.abs(product) * UNIT_ROUNDOFF + UNDERFLOW) * (1.0 + 2.0**-50)
-        exact = (np.abs(np.frexp(factor)[0]) == 0.5)[:, None] & (self.slack == 0.0)
+        shifted = (np.abs(product) >= SMALLEST) | (self.coefficients == 0.0)  # no bit was lost to underflow
+        exact = (np.abs(np.frexp(factor)[0]) == 0.5)[:, None] & (self.slack == 0.0) & shifted
         return Forms(self.columns, product, np.where(exact, 0.0, slack))
 
     def plus(self, other: Forms) -> Forms | None:
@@ -222,19 +228,27 @@ def small_blocks(call: Call, values: Values) -> Found | None:
     if output is None or output.size > MOST_ENTRIES:
         return None
     bound = call.with_inputs([values(name) if name else None for name in call.input_names])
-    for base in bases(call, values, LINEAR | MOVES):
-        source = values(base)
-        if not isinstance(source, Flow):
-            continue
-        reader = _Reader(call, base, values, source.size)
-        forms = reader.made(bound, call.output_names[0], output)
-        if forms is None or not reader.units:
-            continue
-        blocks = _blocks(forms, reader)
-        gains = None if blocks is None else _gains(blocks)
-        if gains is not None:
-            return source, Step(output.shape, (per_norm(*gains),), "small blocks", rounding=None)
-    return None
+    bending = (cut for cut in cuts(call, values, LINEAR | MOVES) if _bends(call, cut))
+    base = next(bending, None)  # where the nearest one fails, those before it fail too
+    source = values(base.name) if base is not None else None
+    if base is None or not isinstance(source, Flow):
+        return None
+    if not call.guide.effort.look(READING * reading_cost(base, call, values)):
+        return None
+    reader = _Reader(call, base.name, values, source.size)
+    known = all(reader.of(name) is not None for name in base.between)  # in this order nothing recurses
+    forms = reader.made(bound, call.output_names[0], output) if known else None
+    blocks = _blocks(forms, reader) if forms is not None and reader.units else None
+    if blocks is None or not call.guide.effort.look(CORNER_COST * sum(block.corners for block in blocks)):
+        return None
+    gains = _gains(blocks)
+    return None if gains is None else (source, Step(output.shape, (per_norm(*gains),), "small blocks", rounding=None))
+
+
+def _bends(call: Call, cut: Cut) -> bool:
+    """Whether there is an activation between a cut and the node; what is linear is for other motifs."""
+    nodes = map(call.producer, cut.between)
+    return any(node is not None and node.op in BENDING for node in nodes)
 
 
 @dataclass(frozen=True)
@@ -245,6 +259,11 @@ class _Block:
     outer: Array
     inner: Array
     slopes: Array
+
+    @property
+    def corners(self) -> int:
+        """Ends of the slopes' intervals."""
+        return int(2 ** len(self.slopes))
 
 
 def _blocks(forms: Forms, reader: _Reader) -> list[_Block] | None:
@@ -274,22 +293,39 @@ def _blocks(forms: Forms, reader: _Reader) -> list[_Block] | None:
     return found
 
 
-def _different(forms: Forms, units: Forms, slopes: Array, hidden: Indices, rows: Indices) -> Iterator[Indices]:
+def _different(forms: Forms, units: Forms, slopes: Array, hidden: Indices, labels: Indices) -> Iterator[Indices]:
     """The rows of one block of every kind: blocks that only differ in where their entries lie are the same."""
-    columns = np.where(hidden < 0, forms.columns, -1)
-    places = [columns, hidden, np.where(hidden[..., None] >= 0, units.columns[hidden], -1).reshape(len(rows), -1)]
-    numbers = [np.where(place >= 0, place - rows[:, None], -(1 << 40)).astype(np.float64) for place in places]
-    numbers += [forms.coefficients, forms.slack]
-    for part in (units.coefficients, units.slack, slopes):
-        numbers.append(np.where(hidden[..., None] >= 0, part[hidden], 0.0).reshape(len(rows), -1))
-    table = np.concatenate(numbers, axis=1)
-    order = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
-    starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+
+    def table(blocks: Indices) -> Array:
+        rows = blocks.reshape(-1)
+        label, inner = labels[rows][:, None], hidden[rows]
+        bent = inner >= 0
+        read = np.where(bent[..., None], units.columns[inner], -1).reshape(len(rows), -1)
+        places = [np.where(bent, -1, forms.columns[rows]), inner, read]
+        numbers = [np.where(place >= 0, place - label, -(1 << 40)).astype(np.float64) for place in places]
+        numbers += [forms.coefficients[rows], forms.slack[rows]]
+        for part in (units.coefficients, units.slack, slopes):
+            numbers.append(np.where(bent[..., None], part[inner], 0.0).reshape(len(rows), -1))
+        return np.concatenate(numbers, axis=1).reshape(len(blocks), -1)
+
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     lengths = np.diff(np.append(starts, len(order)))
     for length in np.unique(lengths):
-        groups = order[starts[lengths == length][:, None] + np.arange(length)]
-        _, first = np.unique(table[groups].reshape(len(groups), -1), axis=0, return_index=True)
-        yield from groups[first]
+        blocks = order[starts[lengths == length][:, None] + np.arange(length)]
+        parts = np.array_split(blocks, -(-blocks.size // CHUNK))
+        kept = np.concatenate([part[_first_of_each(table(part))] for part in parts])
+        yield from kept[_first_of_each(table(kept))]
+
+
+def _first_of_each(table: Array) -> Indices:
+    """One row of every kind: sorted by a hash, compared entry by entry with the first of the same hash."""
+    bits = table.view(np.int64)
+    odd = np.random.default_rng(0).integers(-(2**62), 2**62, bits.shape[1]) * 2 + 1
+    _, first, kind = np.unique((bits ^ (bits >> 29)) @ odd, return_index=True, return_inverse=True)
+    if np.array_equal(bits[first[kind]], bits):
+        return np.asarray(first)
+    return np.asarray(np.unique(bits, axis=0, return_index=True)[1])
 
 
 def _components(touched: Indices, size: int) -> Indices | None:

@@ -17,6 +17,7 @@ from lipdeploy.verify.rules.windows import Windows, windows
 
 #: More than all entries of a kernel can lose to underflow.
 UNDERFLOW = Bound(2.0**-900)
+SMALLEST = 2.0**-900  # products below it may have lost more than a rounding, which a later factor would blow up
 LINEAR = ("Gemm", "MatMul", "Conv", "ConvTranspose")
 
 
@@ -60,7 +61,7 @@ class Layer:
         axis = 0 if outputs != self.adjoint else 1
         shape = [1] * self.kernel.ndim
         shape[axis] = -1
-        kernel = self.kernel * factor.numbers.reshape(shape)
+        kernel = products(self.kernel, factor.numbers.reshape(shape))
         return replace(self, kernel=kernel, roundings=self.roundings + factor.roundings + 1)
 
     def norm_up(self) -> Bound:
@@ -70,6 +71,13 @@ class Layer:
     def slack(self) -> Bound:
         """How far the roundings can have moved W in ℓ2."""
         return loose_up(self.kernel, self.roundings)
+
+
+def products(first: Array, second: Array) -> Array:
+    """first·second with one relative rounding each; NaN, which nothing is proven from, where that does not hold."""
+    result = first * second
+    lost = (np.abs(result) < SMALLEST) & (first != 0.0) & (second != 0.0)
+    return np.where(lost, np.nan, result)
 
 
 def operator_norm_up(kernel: Array, geometry: Geometry | None) -> Bound:
@@ -138,7 +146,12 @@ def _shift_or_factor(node: Call, values: Values) -> tuple[str, Factor | None] | 
     numbers = None if constant is None else _channel_factors(constant, result.shape)
     if numbers is None or (node.op == "Div" and (not first or np.any(numbers == 0.0))):
         return None
-    return data[0], Factor(numbers) if node.op == "Mul" else Factor(1.0 / numbers, 1)
+    return data[0], Factor(numbers) if node.op == "Mul" else Factor(_inverse(numbers), 1)
+
+
+def _inverse(numbers: Array) -> Array:
+    """1/numbers, rounded once each; NaN where it may be subnormal."""
+    return np.where(np.abs(numbers) > 1.0 / SMALLEST, np.nan, 1.0 / numbers)
 
 
 def _channel_factors(constant: Constant, shape: tuple[int, ...]) -> Array | None:

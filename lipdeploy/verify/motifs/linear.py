@@ -9,9 +9,9 @@ import numpy as np
 
 from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call, Flow
-from lipdeploy.verify.motifs.layers import UNDERFLOW, Factor, Layer, behind, operator_norm_up, read_layer
+from lipdeploy.verify.motifs.layers import UNDERFLOW, Factor, Layer, behind, operator_norm_up, products, read_layer
 from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, output_of
-from lipdeploy.verify.motifs.tracing import Trace, bases
+from lipdeploy.verify.motifs.tracing import Cut, Trace, bases
 from lipdeploy.verify.norms import Norm, per_norm
 from lipdeploy.verify.operator_norm import Convolution
 from lipdeploy.verify.operator_norm.sums import Array, largest
@@ -55,7 +55,7 @@ def circular_convolution(call: Call, values: Values) -> Found | None:
     reaches = [(taps - 1) * d for taps, d in zip(kernel.shape[2:], window.dilations, strict=True)]
     chosen = None
     for base in bases(call, values):  # the farthest one that fits: axes may be padded one after the other
-        source = values(base)
+        source = values(base.name)
         pads = _wrapped(call, base, source, values) if isinstance(source, Flow) else None
         if pads is None or not isinstance(source, Flow):
             continue
@@ -70,13 +70,13 @@ def circular_convolution(call: Call, values: Values) -> Found | None:
     return chosen, Step(output.shape, (gains,), "circular convolution", rounding=None)
 
 
-def _wrapped(call: Call, base: str, source: Flow, values: Values) -> list[tuple[int, int]] | None:
+def _wrapped(call: Call, base: Cut, source: Flow, values: Values) -> list[tuple[int, int]] | None:
     """(begin, end) per image axis when the convolution's input is the base with circular padding, exactly."""
     padded = call.flow(0)
     if len(padded.shape) != len(source.shape) or padded.shape[0] != source.shape[0]:
         return None
     traced = Trace(call, base, values).of(padded.name)
-    if traced is None or not traced.single or padded.name == base:
+    if traced is None or not traced.single or padded.name == base.name:
         return None
     entries = traced.members.reshape(padded.shape)
     first = np.unravel_index(int(entries.reshape(-1)[0]), source.shape)[1:]
@@ -117,7 +117,7 @@ def _identity_plus(layer: Layer, factors: list[Factor], signs: tuple[float, floa
     """‖±diag(a) ± W‖ for W = ``layer`` and a the product of the factors."""
     identity = np.full(source.shape[0], signs[0])
     for factor in factors:
-        identity = identity * factor.numbers
+        identity = products(identity, factor.numbers)
     roundings = sum(factor.roundings + 1 for factor in factors)
     layer = replace(layer, kernel=signs[1] * layer.kernel)
     kernel = _with_diagonal(layer, identity)

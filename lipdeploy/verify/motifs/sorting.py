@@ -39,7 +39,7 @@ def order_statistics(call: Call, values: Values) -> Found | None:
         return None
     bound = call.with_inputs([values(name) if name else None for name in call.input_names])
     for base in bases(call, values):
-        source, statistics = values(base), Trace(call, base, values).joined(bound)
+        source, statistics = values(base.name), Trace(call, base, values).joined(bound)
         copies = multiplicity(statistics) if statistics is not None else None
         if copies is not None and isinstance(source, Flow):
             name = "permutation" if statistics is not None and statistics.single and copies == 1 else "order statistics"

@@ -7,6 +7,7 @@ only nodes with a proven output are followed.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from lipdeploy.verify.rules.structure import padded_positions, pads_per_axis, sl
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 MOST_ENTRIES = 1 << 23  # of a table of group members
-MOST_NODES = 64
+MOST_NODES = 64  # between a node and a cut
+MOST_CUTS = 8
+NODE_COST = 2000  # entries that are read back in the time that a node of one entry takes
 NOBODY = -1
 
 
@@ -46,39 +49,56 @@ class Statistics:
         return bool(self.members.shape[1] == 1)
 
 
-def bases(call: Call, values: Values, operators: frozenset[str] | None = None) -> Iterator[str]:
-    """Earlier tensors that all of this node's data comes from through nodes of these operators, the nearest first."""
-    followed = frozenset(FOLLOWED) if operators is None else operators
-    names = [name for name in call.input_names if isinstance(values(name), Flow)]
-    if not names:
-        return
-    distances = [_ancestors(call, name, values, followed) for name in dict.fromkeys(names)]
-    common = [name for name in distances[0] if all(name in others for others in distances)]
-    for base in sorted(common, key=lambda name: max(others[name] for others in distances)):
-        if all(_leads_to(call, name, base, values, followed, set()) for name in names):
-            yield base
+@dataclass(frozen=True)
+class Cut:
+    """An earlier tensor that all of a node's data comes through, and the tensors on the way, each after its inputs."""
+
+    name: str
+    between: tuple[str, ...]
 
 
-def _ancestors(call: Call, start: str, values: Values, followed: frozenset[str]) -> dict[str, int]:
-    """Names from which ``start`` can be computed by followed nodes, with how far away they are."""
-    found, frontier = {start: 0}, [start]
-    while frontier and len(found) < MOST_NODES:
-        following = []
-        for name in frontier:
-            for source in _sources(call.producer(name), values, followed):
-                if source not in found:
-                    found[source] = found[name] + 1
-                    following.append(source)
-        frontier = following
-    return found
+def cuts(call: Call, values: Values, operators: frozenset[str]) -> Iterator[Cut]:
+    """The nearest ``MOST_CUTS`` tensors that this node's data comes through by nodes of these operators, nearest first.
+
+    The latest tensor of a front is replaced by its sources again and again; whenever one is left, it is a cut.
+    """
+    names = {name for name in call.input_names if isinstance(values(name), Flow)}
+    front = [(-_place(call, name), name) for name in names]
+    heapq.heapify(front)
+    passed: list[str] = []
+    found = 0
+    while front and len(passed) < MOST_NODES and found < MOST_CUTS:
+        if len(front) == 1:
+            found += 1
+            yield Cut(front[0][1], tuple(reversed(passed)))
+        _, latest = heapq.heappop(front)
+        sources = _sources(call.producer(latest), values, operators)
+        if not sources:
+            return
+        passed.append(latest)
+        for name in sources:
+            if name not in names:
+                names.add(name)
+                heapq.heappush(front, (-_place(call, name), name))
 
 
-def _leads_to(call: Call, name: str, base: str, values: Values, followed: frozenset[str], seen: set[str]) -> bool:
-    if name == base or name in seen:
-        return True
-    seen.add(name)
-    sources = _sources(call.producer(name), values, followed)
-    return bool(sources) and all(_leads_to(call, source, base, values, followed, seen) for source in sources)
+def bases(call: Call, values: Values) -> Iterator[Cut]:
+    """The cuts whose tracing the verification can still afford."""
+    for cut in cuts(call, values, frozenset(FOLLOWED)):
+        if not call.guide.effort.look(reading_cost(cut, call, values)):
+            return
+        yield cut
+
+
+def reading_cost(cut: Cut, call: Call, values: Values) -> float:
+    """Entries of the tensors between a node and a cut, both included; a node costs something, however small."""
+    flows = [values(name) for name in (*cut.between, cut.name, *call.output_names[:1])]
+    return float(sum(NODE_COST + flow.size for flow in flows if isinstance(flow, Flow)))
+
+
+def _place(call: Call, name: str) -> int:
+    node = call.producer(name)
+    return -1 if node is None else node.place
 
 
 def _sources(node: Call | None, values: Values, followed: frozenset[str]) -> list[str]:
@@ -89,11 +109,14 @@ def _sources(node: Call | None, values: Values, followed: frozenset[str]) -> lis
 
 
 class Trace:
-    """Statistics of tensors over one base tensor."""
+    """Statistics of tensors over one cut, the base."""
 
-    def __init__(self, call: Call, base: str, values: Values) -> None:
-        self.call, self.base, self.values = call, base, values
+    def __init__(self, call: Call, base: Cut, values: Values) -> None:
+        self.call, self.base, self.values = call, base.name, values
         self.known: dict[str, Statistics | None] = {}
+        for name in base.between:  # in this order nothing recurses
+            if self.of(name) is None:
+                return
 
     def of(self, name: str) -> Statistics | None:
         """The statistics of a tensor; ``None`` when it is not made of order statistics of the base."""
@@ -260,6 +283,8 @@ def _top_k(call: Call, data: list[Indices], name: str, result: Flow) -> _Order |
     axis = call.axis("axis", -1, data[0].ndim + 1) - 1
     rows = np.moveaxis(data[0], axis, -1)
     size, count = rows.shape[-1], result.shape[axis]
+    if result.size * size > MOST_ENTRIES:
+        return None
     ranks = size - 1 - np.arange(count) if call.integer("largest", 1) else np.arange(count)
     order = np.moveaxis(np.arange(result.size).reshape(result.shape), axis, -1).reshape(-1)
     groups, sorted_ranks = np.empty((result.size, size), np.int64), np.empty(result.size, np.int64)
@@ -292,8 +317,14 @@ def multiplicity(statistics: Statistics) -> int | None:
     Lemma S6: the order statistics of disjoint groups, each once, are a sorted copy of the base, which moves no further
     than the base in any p-norm. A tensor that shows each at most r times moves at most r^(1/p) times as far.
     """
-    keys = np.concatenate([statistics.members, statistics.ranks[:, None]], axis=1)
-    _, counts = np.unique(keys, axis=0, return_counts=True)
-    groups = np.unique(statistics.members, axis=0)
-    members = groups[groups != NOBODY]
-    return int(counts.max(initial=1)) if len(np.unique(members)) == len(members) else None
+    members, rows = statistics.members, np.arange(len(statistics.members))
+    highest = members[:, -1]
+    first = np.full(int(highest.max(initial=0)) + 1, NOBODY)
+    first[highest[::-1]] = rows[::-1]
+    group = first[highest]  # the first row with the same last member …
+    if not np.array_equal(members[group], members):
+        return None  # … which must be the same group
+    groups = members[group == rows]
+    if np.bincount(groups[groups != NOBODY]).max(initial=0) > 1:
+        return None
+    return int(np.bincount(group * members.shape[1] + statistics.ranks).max(initial=1))

@@ -183,6 +183,10 @@ def _channel_bias(call: Call, channels: int, positions: int) -> PerNorm:
     return repeated(vector_norms(bias.float64()), positions)
 
 
+#: γ₇ of it is above the spacing of subnormal numbers in every format.
+FADED = 2.0**-120
+
+
 @rule("BatchNormalization", attributes=("epsilon", "momentum", "training_mode", "spatial"), inputs=5)
 def batch_normalization(call: Call) -> Step:
     """A diagonal: max |g| / √(var + ε) over the stored statistics."""
@@ -197,10 +201,21 @@ def batch_normalization(call: Call) -> Step:
         raise call.refuse("LIP003", "variance + epsilon is not positive")
     slopes = np.array([_slope_up(g, v, epsilon) for g, v in zip(scale, variance, strict=True)])
     gain = Bound(largest(slopes))
-    offsets = np.array([add_up(mul_up(s, abs(m)), abs(b)) for s, m, b in zip(slopes, mean, shift, strict=True)])
+    offsets = _shifts(slopes, mean, shift)
     constant = repeated(vector_norms(offsets), math.prod(flow.shape[1:]))
-    rounding = Rounding(terms=7, offset=constant, underflow=8.0, peak=(max(gain, ONE), constant[Norm.LINF]))
+    # A program that folds g/√(var + ε) first may lose that number below the smallest normal one: a little is added.
+    folded = repeated(vector_norms(_shifts(slopes + FADED, mean, shift)), math.prod(flow.shape[1:]))
+    growth = max(gain, ONE, Bound(largest(scale)))
+    largest_sum = Bound(add_up(float(variance.max(initial=0.0)), epsilon))  # var + ε and g/√(var + ε) are stored too
+    peak = folded[Norm.LINF] + growth * Bound(largest(mean)) + gain + largest_sum
+    rounding = Rounding(
+        terms=7, gains=(diagonal(gain + Bound(FADED)),), offset=folded, underflow=8.0, peak=(growth, peak)
+    )
     return Step(flow.shape, (diagonal(gain),), "max |g|/√(var + ε)", at_zero=constant, rounding=rounding)
+
+
+def _shifts(slopes: Array, mean: Array, shift: Array) -> Array:
+    return np.array([add_up(mul_up(s, abs(m)), abs(b)) for s, m, b in zip(slopes, mean, shift, strict=True)])
 
 
 def _slope_up(gain: float, variance: float, epsilon: float) -> float:

@@ -24,6 +24,8 @@ ATTRIBUTES = (
 LARGEST_AXIS = 1 << 13
 #: Closer than this to where the nearest pixel changes, runtimes may round to either.
 DOUBT = Fraction(1, 1 << 10)
+#: Relative error of a product of a size and a scale in float32, with room to spare.
+BLUR = Fraction(1, 1 << 22)
 #: position of output pixel j → position in the input, for (size in, size out, scale).
 Positions = Callable[[int, int, int, Fraction], Fraction]
 
@@ -104,10 +106,19 @@ def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
             raise call.refuse("LIP005", "the number of samples becomes an image size")
         elif scales is not None:
             scale = Fraction(number)
-            result[axis - 1] = (math.floor(shape[axis - 1] * scale), scale)
+            result[axis - 1] = (_scaled_size(call, shape[axis - 1], scale), scale)
         else:
             result[axis - 1] = (int(number), Fraction(int(number), shape[axis - 1]))
     return result
+
+
+def _scaled_size(call: Call, size: int, scale: Fraction) -> int:
+    """⌊size·scale⌋, refused where a runtime's float32 product may round up to the next whole number."""
+    exact = size * scale
+    if exact.denominator > 1 and math.floor(exact * (1 - BLUR)) != math.floor(exact * (1 + BLUR)):
+        hint = "state the sizes, or a scale whose product with the size is not just below a whole number"
+        raise call.refuse("LIP002", f"runtimes may round {size} × {float(scale)} to another size", hint)
+    return math.floor(exact)
 
 
 def _present(call: Call, index: int) -> Constant | None:

@@ -244,7 +244,7 @@ def epsilon(value: Any) -> float:
         return _float_up(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < math.inf:
         raise bad("lipdeploy_epsilon must be finite and not negative")
-    return float(value)
+    return _float_up(str(value)) if isinstance(value, int) else value
 
 
 def _float_up(text: str) -> float:

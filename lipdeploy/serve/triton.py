@@ -51,7 +51,7 @@ class TritonPythonModel:
         """Answers, or the exceptions in their place, to requests with equal parameters."""
         parameters = group[0][1]
         names = list(self._model.outputs)
-        if len(group) > 1 and len({_form(arrays) for arrays, _, _ in group}) == 1:
+        if len(group) > 1 and all(map(_is_even, group)) and len({_form(arrays) for arrays, _, _ in group}) == 1:
             merged = {name: np.concatenate([arrays[name] for arrays, _, _ in group]) for name in group[0][0]}
             ends = np.cumsum([len(next(iter(arrays.values()))) for arrays, _, _ in group])[:-1]
             try:
@@ -90,6 +90,11 @@ class TritonPythonModel:
 def _read(request: Any) -> tuple[dict[str, Array], dict[str, Any], Sequence[str]]:
     arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
     return arrays, json.loads(request.parameters() or "{}"), request.requested_output_names()
+
+
+def _is_even(member: tuple[dict[str, Array], dict[str, Any], Sequence[str]]) -> bool:
+    """Whether all inputs of a request have the same number of rows: else the others' rows would move against it."""
+    return len({array.shape[:1] for array in member[0].values()}) == 1
 
 
 def _form(arrays: Mapping[str, Array]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ EXTRA_WORK = 1e10
 #: … and this part of what the plain proofs before have cost.
 EXTRA_SHARE = 0.5
 #: Entries that motifs may read back through nodes: seconds …
-LOOKS = 1e8
+LOOKS = 2e8
 #: … and this many for every multiply-add of the plain proofs before.
 LOOKS_SHARE = 0.02
 MOST_AXES = 8
@@ -31,6 +31,7 @@ class Effort:
     left: float = EXTRA_WORK
     owed: float = MOST_WORK  # for the plain ones, all together
     looks: float = LOOKS
+    kept: Any = None  # what the motif before may spare the next one
 
     def take(self, work: float) -> bool:
         """Spend ``work`` if that much is left."""

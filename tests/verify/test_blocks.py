@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from tests.verify.models import Array, best_ratio, bound, double_runner, judge, model
 
@@ -134,3 +136,63 @@ def test_the_sum_of_parts_is_what_remains_when_blocks_are_large() -> None:
         h = MatMul(x, W) r = Relu(h) y = Add(x, r) }}"""
     assert bound(text) == pytest.approx(2.0, rel=1e-6)
     assert math.isfinite(bound(text, "linf"))
+
+
+def chain(length: int, layer: str, entries: int = 2) -> str:
+    """``layer`` over and over: {h} is its input, {o} its output, {i} makes other names unique."""
+    names = ["x", *(f"h{i}" for i in range(length))]
+    layers = " ".join(layer.format(h=names[i], o=names[i + 1], i=i) for i in range(length))
+    constants = "w = Constant<value = float {0.75}>() v = Constant<value = float {0.25}>()"
+    return f"g (float[N,{entries}] x) => (float y) {{ {constants} {layers} y = Identity({names[-1]}) }}"
+
+
+LONG_CHAINS = {
+    "doubled": ("{o} = Add({h}, {h})", 2.0),
+    "doubled by its negative": ("n{i} = Neg({h}) {o} = Sub({h}, n{i})", 2.0),
+    "x + relu(x)": ("r{i} = Relu({h}) {o} = Add({h}, r{i})", 2.0),
+    "an activation far back": (
+        "a{i} = Relu({h}) b{i} = Neg(a{i}) c{i} = Neg(b{i}) {o} = Sub({h}, c{i})",
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG_CHAINS)
+def test_a_thousand_small_nodes_end(name: str) -> None:
+    """Looking back from each node is bounded: this took minutes, and deeper graphs overflowed Python's stack."""
+    layer, factor = LONG_CHAINS[name]
+    start = time.process_time()
+    assert bound(chain(1000, layer)) == pytest.approx(factor**1000)
+    assert time.process_time() - start < 40.0
+
+
+@pytest.mark.parametrize("layers", [1, 8, 9, 100])
+def test_an_activation_is_found_behind_a_few_linear_nodes(layers: int) -> None:
+    """Relu, then doublings: one block while the way back to the bend is short, and a bound in any case."""
+    doubled = chain(layers, "{o} = Add({h}, {h})").replace("h0 = Add(x, x)", "r = Relu(x) h0 = Sub(x, r)")
+    assert 2.0 ** (layers - 1) <= bound(doubled) <= 2.0**layers
+
+
+def test_every_layer_of_a_long_net_is_judged_as_a_block() -> None:
+    """What may be read back suffices for nets that people train: 300 convex mixtures, 12 layers of reflections."""
+    mixture = "r{i} = Relu({h}) p{i} = Mul(r{i}, v) q{i} = Mul({h}, w) {o} = Add(p{i}, q{i})"
+    assert bound(chain(300, mixture)) == pytest.approx(1.0, abs=1e-9)
+    reflection = (
+        "a{i}, b{i} = Split<axis = 1, num_outputs = 2>({h}) u{i} = Mul(a{i}, s) k{i} = Mul(b{i}, c) "
+        "d{i} = Sub(u{i}, k{i}) m{i} = Relu(d{i}) e{i} = Mul(m{i}, s2) f{i} = Mul(m{i}, c2) "
+        "p{i} = Sub(a{i}, e{i}) q{i} = Add(b{i}, f{i}) {o} = Concat<axis = 1>(p{i}, q{i})"
+    )
+    stored = "s = Constant<value = float {0.6}>() c = Constant<value = float {0.8}>() "
+    stored += "s2 = Constant<value = float {1.2}>() c2 = Constant<value = float {1.6}>() w ="
+    text = chain(12, reflection, 64 * 32 * 32).replace("w =", stored, 1)
+    assert bound(text) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("odd", [0, 51_234, 99_999])
+def test_one_other_block_among_many_equal_ones_decides(odd: int) -> None:
+    """x − w·relu(x) has the slopes 1 and 1 − w: w is 1, but 3.5 in one place of 100,000."""
+    weights = np.ones(100_000, np.float32)
+    weights[odd] = 3.5
+    proto = model("g (float[N,100000] x) => (float y) { r = Relu(x) u = Mul(r, W) y = Sub(x, u) }")
+    proto.graph.initializer.append(numpy_helper.from_array(weights, "W"))
+    assert bound(proto) == pytest.approx(2.5, rel=1e-12)

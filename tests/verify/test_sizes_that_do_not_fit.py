@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lipdeploy.verify.limits import MOST_ENTRIES
 from tests.verify.models import judge, model
 
 HUGE = 1 << 40
@@ -36,9 +37,21 @@ def test_hints_for_a_tensor_larger_than_memory(parts: tuple[str, str, str], meth
     assert verdict.status in ("verified", "refused")
 
 
-@pytest.mark.parametrize("entries", [300_000, HUGE])
+@pytest.mark.parametrize("entries", [300_000, MOST_ENTRIES])
 def test_an_output_row_too_long_for_a_table_of_pairs(entries: int) -> None:
     """An image as output: a bound, but no (entries × entries) constants of pairs of classes."""
     verdict = judge(model(f"g (float[N, {entries}] x) => (float[N, {entries}] y) {{ y = Relu(x) }}"))
     assert verdict.status == "verified"
     assert verdict.pairwise is None
+
+
+@pytest.mark.parametrize("entries", [MOST_ENTRIES + 1, HUGE])
+def test_more_entries_than_any_proof_is_made_for_are_refused_by_name(entries: int) -> None:
+    """Whatever the graph does with them: one limit for every rule, and it says what would help."""
+    verdict = judge(model(f"g (float[N, {entries}] x) => (float[N, {entries}] y) {{ y = Relu(x) }}"))
+    assert [(refusal.code, refusal.node) for refusal in verdict.refusals] == [("LIP024", "x")]
+    assert verdict.refusals[0].hint == "split the model, or give it a smaller input"
+    grown = f"<int64[1] n = {{{MOST_ENTRIES}}}> {{ u = Concat<axis = 1>(x, x) r = Relu(u) y = Neg(r) }}"
+    verdict = judge(model(f"g (float[N, {MOST_ENTRIES}] x) => (float y) {grown}"))
+    assert {refusal.code for refusal in verdict.refusals} == {"LIP024"}
+    assert verdict.refusals[0].op == "Concat"

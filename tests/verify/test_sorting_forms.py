@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections import Counter
+
 import numpy as np
 import pytest
 
+from lipdeploy.verify.motifs.tracing import NOBODY, Statistics, multiplicity
 from tests.verify.models import best_ratio, bound, codes, double_runner, model
 
 NORMS = ("l2", "linf", "l1")
@@ -142,3 +147,33 @@ def test_circular_padding_made_of_slices() -> None:
     wider = model(text.format(end="r").replace("@", numbers))
     assert bound(wider) >= best_ratio(double_runner(wider), (2, 6, 6), samples=64, rounds=4)
     assert bound(wider) > truth * 1.01
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_multiplicity_is_what_its_definition_says(seed: int) -> None:
+    """Against sets and counters: random rows over few entries, some repeated, some overlapping."""
+    rng = np.random.default_rng(seed)
+    groups = [sorted(rng.choice(9, rng.integers(1, 4), replace=False).tolist()) for _ in range(rng.integers(1, 4))]
+    if seed % 2:  # disjoint ones
+        groups = [[0, 1, 2], [4, 8], [5]][: len(groups)]
+    shown = [(group := groups[rng.integers(len(groups))], int(rng.integers(len(group)))) for _ in range(6)]
+    members = np.array([[NOBODY] * (3 - len(group)) + group for group, _ in shown])
+    statistics = Statistics(members, np.array([rank for _, rank in shown]), np.array([len(g) for g, _ in shown]))
+    different = {tuple(group) for group, _ in shown}
+    overlap = any(set(one) & set(other) for one, other in itertools.combinations(different, 2))
+    counts = Counter((tuple(group), rank) for group, rank in shown)
+    assert multiplicity(statistics) == (None if overlap else max(counts.values()))
+
+
+def test_a_million_entries_are_sorted_in_seconds() -> None:
+    """One MaxMin on 64 channels of 128×128 took ten seconds; the work is one pass over its entries."""
+    body = "a, b = Split<axis = 1, num_outputs = 2>(x) h = Max(a, b) l = Min(a, b) y = Concat<axis = 1>(h, l)"
+    start = time.process_time()
+    assert bound(f"g (float[N,1048576] x) => (float y) {{ {body} }}") == 1.0
+    assert time.process_time() - start < 5.0
+
+
+def test_a_long_row_of_top_k_takes_no_table_of_all_pairs() -> None:
+    """30,000 × 30,000 numbers are 7 GB: the structure is not followed, the bound of the parts stays."""
+    body = "k = Constant<value = int64[1] {30000}>() v, i = TopK<axis = 1>(x, k) y = Concat<axis = 1>(v, x)"
+    assert 1.0 < bound(f"g (float[N,30000] x) => (float y) {{ {body} }}") < 1.5

@@ -73,7 +73,7 @@ def main() -> None:
         model, rows = exported(Path(folder))
         names = [name for name in given.only or CONTENDERS if name in OURS or environment(name) is not None]
         bench(model, rows, names, [int(n) for n in given.clients.split(",")], given)
-        for name in set(FOREIGN) - set(names):
+        for name in set(given.only or CONTENDERS) - set(names):
             print(f"\n{name}: not measured (make conformance builds its environment)")
 
 

@@ -233,16 +233,25 @@ def small_blocks(call: Call, values: Values) -> Found | None:
     source = values(base.name) if base is not None else None
     if base is None or not isinstance(source, Flow):
         return None
-    if not call.guide.effort.look(READING * reading_cost(base, call, values)):
+    reader = _reader(call, base.name, values, source.size)
+    new = Cut(base.name, tuple(name for name in base.between if name not in reader.known))
+    if not call.guide.effort.look(READING * reading_cost(new, call, values)):
         return None
-    reader = _Reader(call, base.name, values, source.size)
     known = all(reader.of(name) is not None for name in base.between)  # in this order nothing recurses
-    forms = reader.made(bound, call.output_names[0], output) if known else None
+    forms = reader.known[output.name] = reader.made(bound, output.name, output) if known else None
     blocks = _blocks(forms, reader) if forms is not None and reader.units else None
     if blocks is None or not call.guide.effort.look(CORNER_COST * sum(block.corners for block in blocks)):
         return None
     gains = _gains(blocks)
     return None if gains is None else (source, Step(output.shape, (per_norm(*gains),), "small blocks", rounding=None))
+
+
+def _reader(call: Call, base: str, values: Values, size: int) -> _Reader:
+    """The reader of the node before where it has the same base: parts of one layer are judged one after the other."""
+    kept = call.guide.effort.kept
+    if not isinstance(kept, _Reader) or kept.base != base:
+        kept = call.guide.effort.kept = _Reader(call, base, values, size)
+    return kept
 
 
 def _bends(call: Call, cut: Cut) -> bool:
@@ -313,6 +322,9 @@ def _different(forms: Forms, units: Forms, slopes: Array, hidden: Indices, label
     lengths = np.diff(np.append(starts, len(order)))
     for length in np.unique(lengths):
         blocks = order[starts[lengths == length][:, None] + np.arange(length)]
+        if length > LARGEST_BLOCK:
+            yield blocks[0]
+            return
         parts = np.array_split(blocks, -(-blocks.size // CHUNK))
         kept = np.concatenate([part[_first_of_each(table(part))] for part in parts])
         yield from kept[_first_of_each(table(kept))]

@@ -230,3 +230,55 @@ def test_a_node_dies_under_load(cluster: dict[str, str], tmp_path: Path, capsys:
     lost = sum(count for status, count in load.statuses.items() if status != 200)
     assert lost <= 0.1 * sum(load.statuses.values()), load.statuses
     assert serving.stop() == 0, serving.log.read_text(errors="replace")[-2000:]
+
+
+#: Deploys again from a second process, as a release pipeline would.
+REDEPLOY = """
+import sys
+import ray
+from ray import serve
+from lipdeploy.serve.ray import NAME, app
+application = app({"models": sys.argv[1], "replicas": 2})
+if len(sys.argv) > 2:
+    import shutil
+    shutil.copy(sys.argv[2], sys.argv[1])  # somebody changes the file between the release and the replicas
+ray.init(address="auto")
+try:
+    serve.run(application, name=NAME, route_prefix="/")
+except RuntimeError as error:
+    print("REFUSED", error)
+    sys.exit(3)
+"""
+
+
+def redeploy(variables: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
+    command = inside(HEAD, sys.executable, "-c", REDEPLOY, *map(str, words))
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_a_rolling_update_verifies_in_every_replica(cluster: dict[str, str], tmp_path: Path) -> None:
+    model, other = write(tmp_path / "net.onnx"), write(tmp_path / "other.onnx", MODEL.replace("0.75", "1.5"))
+    serving = Serving(model, cluster, tmp_path / "serve.log")
+    for node in NODES:
+        serving.wait_until(node)
+    old = columns(ask(HEAD, "/v2/models/net/infer", BODY)[1])
+    shutil.copy(other, model)
+    exact = CertifiedSession(str(other)).predict(ROWS)
+    new = {**old, "label": exact.label.tolist(), "radius": exact.radius.astype(np.float32).tolist()}
+    new["radius"] = [float(np.nextafter(np.float32(r), np.float32(0))) if r > e else r
+                     for r, e in zip(new["radius"], exact.radius.tolist(), strict=True)]  # fmt: skip
+    load = Load([old, new])
+    done = redeploy(cluster, model)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert columns(ask(HEAD, "/v2/models/net/infer", BODY)[1]) == new
+    load.end()
+    assert not load.wrong
+    assert set(load.statuses) == {200}, load.statuses  # the old replicas answered until the new ones were proven
+    assert serving.stop() == 0
+
+
+def test_a_replica_refuses_another_file_than_the_one_released(cluster: dict[str, str], tmp_path: Path) -> None:
+    model, other = write(tmp_path / "net.onnx"), write(tmp_path / "other.onnx", MODEL.replace("0.75", "1.5"))
+    done = redeploy(cluster, model, other)
+    assert done.returncode == 3, done.stdout + done.stderr[-2000:]
+    assert ask(HEAD, "/v2/models/net/infer", BODY)[0] != 200

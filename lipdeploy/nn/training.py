@@ -37,34 +37,48 @@ def tv2(model: nn.Module) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def offset_cross_entropy(logits: Tensor, labels: Tensor, *, epsilon: float, temperature: float = 0.25) -> Tensor:
-    """Cross-entropy that asks for a certified ℓ2 radius: t·CE((y − √2·ε·onehot)/t) (Prach & Lampert, ECCV 2022).
+#: The margin between two logits that a radius of 1 needs, when the network is 1-Lipschitz from this norm to itself.
+MARGINS = {"l2": math.sqrt(2), "linf": 2.0, "l1": 1.0}
+
+
+def _margin(norm: str, epsilon: float) -> float:
+    if norm not in MARGINS:
+        raise ValueError(f"norm is {norm!r}; choose one of {', '.join(MARGINS)}")
+    return MARGINS[norm] * epsilon
+
+
+def offset_cross_entropy(
+    logits: Tensor, labels: Tensor, *, epsilon: float, temperature: float = 0.25, norm: str = "l2"
+) -> Tensor:
+    """Cross-entropy that asks for a certified radius: t·CE((y − m·ε·onehot)/t), m = √2 in ℓ2 (Prach & Lampert 2022).
 
     Args:
         logits: (batch, classes) of a 1-Lipschitz network.
         labels: (batch,) class numbers.
-        epsilon: radius to be certified; √2·ε is the margin that it needs.
+        epsilon: radius to be certified; m·ε is the margin that it needs.
         temperature: smaller concentrates the loss on samples that miss the margin.
+        norm: of the radius and of the network's constant: ``"l2"`` (m = √2), ``"linf"`` (2) or ``"l1"`` (1).
 
     Returns:
         The mean loss, a scalar.
     """
-    offset = math.sqrt(2) * epsilon * nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    offset = _margin(norm, epsilon) * nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
     return temperature * nn.functional.cross_entropy((logits - offset) / temperature, labels)
 
 
-def hinge_margin_loss(logits: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """Multi-class hinge: mean over the batch of Σ_{j≠i} max(0, √2·ε − (y_i − y_j)), the loss of arXiv 1811.05381.
+def hinge_margin_loss(logits: Tensor, labels: Tensor, *, epsilon: float, norm: str = "l2") -> Tensor:
+    """Multi-class hinge: mean over the batch of Σ_{j≠i} max(0, m·ε − (y_i − y_j)), the loss of arXiv 1811.05381.
 
     Args:
         logits: (batch, classes) of a 1-Lipschitz network.
         labels: (batch,) class numbers.
-        epsilon: ℓ2 radius to be certified.
+        epsilon: radius to be certified.
+        norm: of the radius and of the network's constant: ``"l2"`` (m = √2), ``"linf"`` (2) or ``"l1"`` (1).
 
     Returns:
         The mean loss, a scalar; zero exactly when every sample is certified at ``epsilon``.
     """
     margins = logits.gather(1, labels[:, None]) - logits
-    missing = (math.sqrt(2) * epsilon - margins).clamp(min=0)
+    missing = (_margin(norm, epsilon) - margins).clamp(min=0)
     wrong = torch.ones_like(missing).scatter(1, labels[:, None], 0.0)
     return (missing * wrong).sum(dim=1).mean()

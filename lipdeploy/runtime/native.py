@@ -53,14 +53,13 @@ class NativeRule:
         plain = logits.dtype == np.float64 and logits.flags.c_contiguous and norms.flags.c_contiguous
         if not plain or classes != len(rule.denominators):
             return rule.rows(logits, norms)
-        out = np.empty((2, count), np.float64)
-        label = np.empty(count, np.int64)
+        out = np.empty((3, count), np.float64)  # one allocation: labels are as wide as radii
         start = out.ctypes.data
         given = logits.ctypes.data, norms.ctypes.data, self.denominators, count, classes
         constants = rule.slope, rule.offset, rule.ceiling
-        if self.native.radii_function(*given, *constants, label.ctypes.data, start, start + 8 * count):
+        if self.native.radii_function(*given, *constants, start + 16 * count, start, start + 8 * count):
             return rule.rows(logits, norms)
-        return CertifiedRows(label, out[0], out[1])
+        return CertifiedRows(out[2].view(np.int64), out[0], out[1])
 
 
 def native_of(library: OperatorLibrary | None) -> Native | None:

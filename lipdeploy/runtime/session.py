@@ -357,7 +357,7 @@ class CertifiedSession:
             return rows, logits, _named("f32", logits)
         again = self._double_rows(wide, rest, pairwise)
         escalated = rule.rows(again, norms[rest])
-        program = _named("f32", logits)
+        program = _named("f32", logits).copy()
         logits[rest], program[rest] = again, "f64"
         for old, new in zip(_columns(rows), _columns(escalated), strict=True):
             old[rest] = new
@@ -394,7 +394,18 @@ def _widened(feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _named(program: str, logits: Array) -> Array:
-    return np.full(len(logits), program)
+    """The program's name for every row; what is short comes ready made, and then cannot be written to."""
+    return _NAMES[program][: len(logits)] if len(logits) <= READY_NAMES else np.full(len(logits), program)
+
+
+def _ready_names(program: str) -> Array:
+    names = np.full(READY_NAMES, program)
+    names.flags.writeable = False
+    return names
+
+
+READY_NAMES = 4096
+_NAMES = {program: _ready_names(program) for program in ("f32", "f64")}
 
 
 def _columns(rows: CertifiedRows) -> tuple[Array, Array, Array]:

@@ -34,7 +34,7 @@ from lipdeploy.verify.graph import (
     read_constant,
 )
 from lipdeploy.verify.guide import Effort, Guide
-from lipdeploy.verify.limits import MOST_COMPUTED, MOST_ENTRIES, MOST_RANK, TOO_LARGE_HINT, check_shape, too_large
+from lipdeploy.verify.limits import MOST_COMPUTED, MOST_ENTRIES, MOST_RANK, check_shape, too_large
 from lipdeploy.verify.motifs import recognise
 from lipdeploy.verify.norms import Norm, PerNorm, carried_norms, norm_pair
 from lipdeploy.verify.numeric_error import PRECISIONS, ErrorState, output_error, propagate, received_input
@@ -485,7 +485,7 @@ def _input_spec(value: ValueInfoProto) -> TensorSpec:
         raise Refused([Refusal("LIP005", value.name, "input", "the input has no batch axis")])
     if math.prod(n or 1 for n in dims[1:]) > MOST_ENTRIES or len(dims) > MOST_RANK:
         message = f"more than {MOST_ENTRIES} entries per sample, or {MOST_RANK} axes"
-        raise Refused([Refusal("LIP024", value.name, "input", message, TOO_LARGE_HINT)])
+        raise Refused([Refusal("LIP024", value.name, "input", message)])
     if any(n is None for n in dims[1:2]) or any(n is not None and n < 1 for n in dims[1:]):
         message = f"shape {dims}: only the batch axis and the axes of an image, from 2 on, may be open"
         raise Refused([Refusal("LIP006", value.name, "input", message)])

@@ -28,7 +28,6 @@ MOST_LAGS = 1 << 18
 MOST_KERNEL = 1 << 27  # entries of a kernel with its dilation written out as zeros
 MOST_GROUPS = 1 << 13
 MOST_PHASES = 1 << 14  # product of the strides
-TOO_LARGE_HINT = "split the model, or give it a smaller input"
 MOST_WORK = 1e13  # multiply-adds of all the factorisations of one proof: about half an hour
 
 
@@ -78,4 +77,4 @@ def check_convolution(
 
 def too_large(call: Call, what: str, most: float) -> Exception:
     """The refusal."""
-    return call.refuse("LIP024", f"needs {what}, at most {most:g} are accepted", TOO_LARGE_HINT)
+    return call.refuse("LIP024", f"needs {what}, at most {most:g} are accepted")

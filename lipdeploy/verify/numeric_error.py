@@ -116,7 +116,7 @@ def propagate(
     """Error after the step; ``None`` once some rounding on the way is unknown."""
     known = [state for state in states if state is not None]
     rounding = step.rounding
-    if rounding is None or rounding.only not in (None, precision.mode) or len(known) < len(states):
+    if rounding is None or len(known) < len(states) or (rounding.only and precision.mode not in rounding.only):
         return None
     before = [_sizes(flow, state) for flow, state in zip(flows, known, strict=True)]
     absolute = step.gains if rounding.gains is None else rounding.gains

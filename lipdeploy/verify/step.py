@@ -22,7 +22,7 @@ class Rounding:
 
     ``gains`` are those of |op| (``None``: the same as op's own), one per input; ``offset[q]`` bounds the norm of the
     constant part. ``peak`` = (g, o): no intermediate result exceeds g·‖x̂‖∞ + o in absolute value.
-    ``only`` names the one program that rounds so; how the others do is then unknown.
+    ``only`` names the programs that round so, where not all do; how the others round is then unknown.
     """
 
     terms: int = 0
@@ -30,7 +30,7 @@ class Rounding:
     offset: PerNorm = field(default_factory=dict)
     underflow: float = 0.0
     peak: tuple[Bound, Bound] = (ONE, ZERO)
-    only: str | None = None
+    only: tuple[str, ...] = ()
 
 
 #: The operator only selects, compares, negates or moves numbers: nothing is rounded.

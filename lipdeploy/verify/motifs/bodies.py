@@ -8,7 +8,7 @@ runtime or an exporter may have folded them. Only then the operator's own rule j
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -26,6 +26,8 @@ MOST_NODES = 96  # of one body
 OLDEST = 17  # the first opset that bodies are written for
 MOST_CANDIDATES = 256
 MOST_SOURCES = 8
+#: Programs whose single nodes round once each; the operator's own kernels round so within float32 in the others, too.
+ROUND_ONCE = ("f32", "f64", "tf32")
 Attributes = Mapping[str, int | float]
 
 
@@ -68,7 +70,9 @@ def _judged(candidate: _Candidate, call: Call) -> Step:
         norms=call.norms,
     )
     (step,) = RULES[DOMAIN, candidate.operator](whole)
-    return step
+    if step.rounding is None or not step.rounding.terms:
+        return step
+    return replace(step, rounding=replace(step.rounding, only=ROUND_ONCE))
 
 
 # Values and producers on either side of the comparison.

@@ -82,7 +82,7 @@ def smooth(call: Call) -> Step:
 
 def _written_out(call: Call) -> Rounding:
     nothing, peak = (diagonal(ZERO),), (Bound(2.0), Bound(64.0))
-    return Rounding(terms=4500, gains=nothing, offset=everywhere(call, ONE), peak=peak, only="f64")
+    return Rounding(terms=4500, gains=nothing, offset=everywhere(call, ONE), peak=peak, only=("f64",))
 
 
 @rule("Gelu", attributes=("approximate",))

@@ -18,6 +18,7 @@ from lipdeploy.ops import VERSION
 from lipdeploy.runtime.products import VERSION as PRODUCTS_VERSION
 
 ENVIRONMENT_VARIABLE = "LIPDEPLOY_OPS_LIBRARY"
+DIGEST_VARIABLE = "LIPDEPLOY_OPS_SHA256"
 INSTALLED = Path(__file__).resolve().parent.parent / "custom_ops_lib" / "liblipdeploy_ops.so"
 PRODUCTS_SYMBOL = "lipdeploy_f64_version"
 SYMBOLS = ("RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release", "lipdeploy_ops_has_cuda")
@@ -65,8 +66,18 @@ def find_library() -> OperatorLibrary | None:
     """The library that sessions register, or ``None`` when there is none.
 
     ``LIPDEPLOY_OPS_LIBRARY`` names another file; empty means "none". A file that is named but missing, or that is
-    not our library, raises ``IntegrityError``: what was asked for is not what is here.
+    not our library, raises ``IntegrityError``: what was asked for is not what is here. ``LIPDEPLOY_OPS_SHA256`` pins
+    the library's digest: another one, or none, raises as well.
     """
+    library, pinned = _found(), os.environ.get(DIGEST_VARIABLE)
+    if pinned and (library is None or library.sha256 != pinned.lower()):
+        found = "there is no operator library" if library is None else f"{library.path} has the digest {library.sha256}"
+        hint = f"install the library that was released, or correct {DIGEST_VARIABLE}"
+        raise IntegrityError(f"{found}, and {DIGEST_VARIABLE} wants {pinned}", hint=hint)
+    return library
+
+
+def _found() -> OperatorLibrary | None:
     asked = os.environ.get(ENVIRONMENT_VARIABLE)
     if asked == "":
         return None

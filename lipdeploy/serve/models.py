@@ -124,7 +124,7 @@ class ModelVersion:
         self.name, self.version, self.settings = name, version, settings
         self.session = CertifiedSession(
             path, norm=settings.norm, max_lipschitz=settings.max_lipschitz, certify=settings.certify,
-            providers=settings.providers, threads=settings.threads,
+            providers=settings.providers, threads=settings.threads, spinning=False,  # idle threads sleep
         )  # fmt: skip
         self.inputs: tuple[TensorSpec, ...] = self.session.inputs
         self.inputs_by_name = {spec.name: (spec, oip.datatype_of(spec.dtype)) for spec in self.inputs}

@@ -131,3 +131,17 @@ def test_a_certificate_about_another_operator_version_is_refused(build):
     found = inspect_library(build(PARTS + f"int lipdeploy_ops_version(void){{return {VERSION};}}"))
     with pytest.raises(IntegrityError, match=f"certificate is about GroupSort {found.version + 1}"):
         found.check({"GroupSort": found.version + 1})
+
+
+def test_a_pinned_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = find_library()
+    if library is None:
+        pytest.skip("the operator library is not built")
+    monkeypatch.setenv("LIPDEPLOY_OPS_SHA256", library.sha256.upper())
+    assert find_library() == library
+    monkeypatch.setenv("LIPDEPLOY_OPS_SHA256", "0" * 64)
+    with pytest.raises(IntegrityError, match=library.sha256):
+        find_library()
+    monkeypatch.setenv("LIPDEPLOY_OPS_LIBRARY", "")
+    with pytest.raises(IntegrityError, match="there is no operator library"):
+        find_library()

@@ -13,7 +13,7 @@ FOREIGN := build/conformance
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
-.PHONY: build venv library wheel demo demo-fashion results conformance conformance-ray test check bench docs abi-check clean
+.PHONY: build venv library wheel demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
 
 build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
 
@@ -46,6 +46,13 @@ demo-fashion: build   ## the same on 60,000 images (Debian's dataset-fashion-mni
 
 results: build        ## docs/results.md: train on MNIST and Fashion-MNIST, prove, certify; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python tools/train/results.py
+
+reproduce: build      ## the experiments of the two papers, resumable; QUICK=--quick takes minutes instead of hours
+	for name in functions dual classifiers denoising; do \
+	    OMP_NUM_THREADS=1 $(BIN)/python tools/reproduce/$$name.py $(QUICK) || exit 1; done
+
+zoo: build            ## small trained networks with certificates and cards into zoo/: those that are not there yet
+	OMP_NUM_THREADS=1 $(BIN)/python tools/zoo/build.py
 
 conformance-ray: build  ## certify over Ray Data for real, in an environment of its own (Ray's wheels are large)
 	test -x build/ray-venv/bin/python || $(PYTHON) -m venv build/ray-venv

@@ -6,15 +6,18 @@ Truth: an exact rational LDLᵀ factorisation for small matrices, ball arithmeti
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import flint
 import numpy as np
 import pytest
 
 from lipdeploy.verify.norms import Norm
+from lipdeploy.verify.operator_norm import psd
 from lipdeploy.verify.operator_norm.dense import absolute_gains, dense_gains, spectral_norm_up
 from lipdeploy.verify.operator_norm.psd import ProofFailed, largest_eigenvalue_up, residual_up
 
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
@@ -119,6 +122,70 @@ def test_garbage_factors_prove_nothing_false() -> None:
     for factor in (np.zeros((6, 6)), np.tril(rng.standard_normal((6, 6))), np.eye(6) * 1e3):
         least = float(np.linalg.eigvalsh(shifted)[0])
         assert -float(residual_up(shifted, None, factor)) <= least + 1e-12
+
+
+def hermitian(size: int, *, imaginary: bool, lean: float, stack: int = 2) -> tuple[Numbers, Numbers | None]:
+    """Real and imaginary parts of a stack of Gram matrices, bent by ``lean`` away from symmetry."""
+    rng = np.random.default_rng(size)
+    root = rng.standard_normal((stack, size, size)) + 1j * imaginary * rng.standard_normal((stack, size, size))
+    gram = root @ np.swapaxes(root.conj(), -1, -2) / size + lean * rng.standard_normal((stack, size, size))
+    return np.ascontiguousarray(gram.real), np.ascontiguousarray(gram.imag) if imaginary else None
+
+
+@pytest.mark.parametrize("lean", [0.0, 1e-3])
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.05])
+@pytest.mark.parametrize(
+    ("size", "imaginary"), [(70, True), (96, True), (133, True), (300, True), (64, False), (330, False)]
+)
+def test_the_residual_found_on_the_way_is_that_of_the_factor(
+    size: int, imaginary: bool, noise: float, lean: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the panels hold: the bound lies above ‖(A + A*)/2 − LL*‖ of the factor that they make, and near it."""
+    real, imag = hermitian(size, imaginary=imaginary, lean=lean)
+    rng, panels = np.random.default_rng(0), []
+    honest = psd._next_panel
+
+    def spoiled(left: Numbers, parts: int) -> Numbers:
+        panels.append(honest(left, parts) + noise * rng.standard_normal(left.shape))
+        return panels[-1]
+
+    monkeypatch.setattr(psd, "_next_panel", spoiled)
+    monkeypatch.setattr(np.linalg, "cholesky", lambda matrix, like=np.linalg.cholesky: like(definite(matrix)))
+    eta = psd._shifted_residual_up(9.0, real, imag)
+    factor = np.zeros((2, size, size), np.complex128)
+    start = 0
+    for panel in panels:
+        width = panel.shape[-1] // (2 if imaginary else 1)
+        factor[:, start:, start : start + width] = panel[..., :width] + (1j * panel[..., width:] if imaginary else 0.0)
+        start += width
+    shifted = 9.0 * np.eye(size) - (real if imag is None else real + 1j * imag)
+    missing = (shifted + np.swapaxes(shifted.conj(), -1, -2)) / 2 - factor @ np.swapaxes(factor.conj(), -1, -2)
+    truth = np.linalg.norm(missing, 2, axis=(-2, -1))
+    assert np.all(eta >= truth * (1 - 1e-12))
+    assert np.all(eta <= 3.0 * np.linalg.norm(missing, axis=(-2, -1)) + 3.0 * lean * size + 1e-9)
+
+
+def definite(matrix: Numbers) -> Numbers:
+    """A matrix that surely has a Cholesky factor: spoiled panels leave corners that have none."""
+    return (
+        matrix if np.linalg.eigvalsh(matrix).min() > 1e-6 else np.broadcast_to(np.eye(matrix.shape[-1]), matrix.shape)
+    )
+
+
+@pytest.mark.parametrize(("size", "imaginary"), [(97, True), (200, True), (257, False), (500, False)])
+def test_panels_and_one_call_agree(size: int, imaginary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """λ_max of large matrices by panels, against NumPy's eigenvalues and the bound by one factorisation."""
+    real, imag = hermitian(size, imaginary=imaginary, lean=0.0)
+    truth = np.linalg.eigvalsh(real if imag is None else real + 1j * imag)[:, -1]
+    tau = float(truth.max()) * (1 + 1e-9)
+    by_panels = largest_eigenvalue_up(tau, real, imag, np.asarray(0.0))
+    assert largest_eigenvalue_up(float(truth.max()) * (1 - 1e-9), real, imag, np.asarray(0.0)) is None
+    monkeypatch.setattr(psd, "REAL_FROM", 10**6)
+    monkeypatch.setattr(psd, "COMPLEX_FROM", 10**6)
+    at_once = largest_eigenvalue_up(tau, real, imag, np.asarray(0.0))
+    assert by_panels is not None and at_once is not None
+    assert np.all(by_panels >= tau) and np.all(by_panels <= tau * (1 + 1e-9))
+    assert np.allclose(by_panels, at_once, rtol=1e-9)
 
 
 def test_a_shift_below_the_largest_eigenvalue_is_noticed() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,9 @@ SHARE = 0.015  # of the proof's multiply-adds, which are many times cheaper apie
 STEPS = 16
 SMALL = 24  # longer tori gain nothing from one more row
 REFINED = 3
+COMPARED = 1024  # frequencies of two grids, each with each
+LEAST_RANKED = 24
+LEAST_SIZE = 24  # smaller symbols are cheaper to look at than to compare
 BETTER = 1.0 - 1e-7
 
 
@@ -43,8 +47,10 @@ def _hinted(least: tuple[int, ...], guide: Guide) -> Grid | None:
 def _searched(symbol: Symbol, least: tuple[int, ...]) -> Grid:
     grids = list(itertools.takewhile(_Purse(symbol, least).affords, _candidates(least)))
     best, lowest = Grid(least, (0,) * len(least)), math.inf
+    seen: _Seen | None = None
     for grid in grids if len(grids) > 1 else ():
-        value = _estimate(symbol, grid)
+        value, found = _estimate(symbol, grid, seen)
+        seen = seen or found
         if value < lowest * BETTER:
             best, lowest = grid, value
     return best
@@ -71,15 +77,39 @@ def _candidates(least: tuple[int, ...]) -> Iterator[Grid]:
             yield Grid(tuple(n + extra for n in least), twist)
 
 
-def _estimate(symbol: Symbol, grid: Grid) -> float:
+@dataclass(frozen=True)
+class _Seen:
+    """What the first grid showed: its frequencies, in turns per axis, and a guess of λ_max at each."""
+
+    turns: Array
+    ranks: Array
+
+    def promising(self, turns: Array) -> Indices:
+        """The third of other frequencies that lie nearest to where λ_max was large: a symbol changes slowly."""
+        apart = np.zeros((len(turns), len(self.turns)))
+        mirrored = np.zeros_like(apart)
+        for new, old in zip(turns.T, self.turns.T, strict=True):
+            for distance, sign in ((apart, 1.0), (mirrored, -1.0)):
+                gap = (new[:, None] - sign * old[None, :]) % 1.0
+                distance += np.minimum(gap, 1.0 - gap) ** 2
+        near = min(2 ** turns.shape[1], len(self.turns))
+        nearest = np.argpartition(np.minimum(apart, mirrored), near - 1, axis=1)[:, :near]
+        expected = self.ranks[nearest].mean(axis=1)
+        return np.asarray(np.argsort(expected)[-max(LEAST_RANKED, len(turns) // 3) :])
+
+
+def _estimate(symbol: Symbol, grid: Grid, seen: _Seen | None = None) -> tuple[float, _Seen]:
     """About the largest λ_max(K̂K̂*) over the grid: ranked in float32, the first few solved in float64."""
     points = grid.points()
+    turns = points / (2.0 * np.array(grid.torus))
+    if seen is not None and symbol.size >= LEAST_SIZE and len(points) <= COMPARED:
+        points = points[seen.promising(turns)]
     step = max(1, CHUNK_ENTRIES // (symbol.groups * symbol.size**2))
     ranks = np.concatenate(
         [_ranks(symbol, points[start : start + step], grid.torus) for start in range(0, len(points), step)]
     )
     top = np.argsort(ranks)[-REFINED:]
-    return guess(*symbol.grams(points[top], grid.torus))
+    return guess(*symbol.grams(points[top], grid.torus)), _Seen(turns, ranks)
 
 
 def _ranks(symbol: Symbol, points: Indices, torus: tuple[int, ...]) -> Array:

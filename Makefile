@@ -13,7 +13,7 @@ FOREIGN := build/conformance
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
-.PHONY: build venv library wheel demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
+.PHONY: build venv library wheel sanitize demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
 
 build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
 
@@ -35,7 +35,9 @@ $(LIBRARY): $(NATIVE_SOURCES) | venv
 	$(CMAKE) -S . -B build/checkout -G Ninja -DCMAKE_BUILD_TYPE=Release -DLIPDEPLOY_CUDA=$(CUDA) \
 	    -DLIPDEPLOY_EMULATED=ON >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }
 	$(CMAKE) --build build/checkout
-	$(CMAKE) --install build/checkout --prefix . >/dev/null
+	$(CMAKE) --install build/checkout --prefix build/installed >/dev/null
+	mkdir -p $(@D)
+	mv build/installed/$@ $@  # in one step: somebody may be running the old one
 	touch $@
 
 demo: build           ## train, export, verify and certify both kinds of network on scikit-learn's digits
@@ -77,6 +79,20 @@ wheel: venv           ## the wheel of this machine's kind in dist/, tried in a f
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist \
 	    -C cmake.define.LIPDEPLOY_CUDA=$(CUDA) .
 	$(BIN)/python tools/check_wheel.py dist/lipdeploy-*.whl
+
+# The sanitizers must be there before Python is. Leaks are Python's own, and stacks of fibers (the emulator) are not theirs.
+SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or addresses_that_no_vector_likes
+SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
+    LIPDEPLOY_OPS_LIBRARY=$(CURDIR)/build/sanitize/liblipdeploy_ops.so
+
+sanitize: venv        ## the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, every instruction set
+	@mkdir -p build
+	$(CMAKE) -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=None -DLIPDEPLOY_CUDA=OFF -DLIPDEPLOY_SANITIZE=ON \
+	    >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }
+	$(CMAKE) --build build/sanitize
+	$(SANITIZED) $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_semantics.py \
+	    tests/custom_ops/test_instruction_sets.py -k "$(SANITIZED_TESTS)"
 
 check: venv           ## lint, format, types: under a minute
 	$(BIN)/ruff check .

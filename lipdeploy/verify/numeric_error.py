@@ -39,15 +39,18 @@ class Precision:
     factors: float = 0.0
     results: float = 0.0
 
-    def relative(self, terms: int) -> float:
-        """How far a computed sum of ``terms`` terms can be off, relative to the sum of their absolute values."""
+    def relative(self, terms: int, stored: int = 1) -> float:
+        """How far a computed sum of ``terms`` terms can be off, relative to the sum of their absolute values.
+
+        ``stored`` results are written to memory on the way.
+        """
         if not self.factors:
             return gamma_up(terms, self.unit)
         factors, results = 1 + Fraction(self.factors), 1 + Fraction(self.results)
         sums = gamma_up(terms + ALIGNMENT, self.unit)
         if not math.isfinite(sums):
             return sums
-        return fraction_up(factors**2 * (1 + 2 * Fraction(sums)) * results - 1)
+        return fraction_up(factors**2 * (1 + 2 * Fraction(sums)) * results**stored - 1)
 
     def holds(self, array: np.ndarray[Any, Any]) -> bool:
         """Whether every number of a constant is stored as it is: else the program is another network's."""
@@ -195,7 +198,7 @@ def _relax(errors: dict[Norm, Affine]) -> dict[Norm, Affine]:
 def _local(rounding: Rounding, size: Affine | None, norm: Norm, entries: int, precision: Precision) -> Affine:
     if size is None:
         return NOTHING
-    gamma = Bound(precision.relative(rounding.terms))
+    gamma = Bound(precision.relative(rounding.terms, rounding.stored))
     offset = rounding.offset.get(norm, ZERO) * gamma
     underflow = constant_norm(norm, Bound(rounding.underflow) * Bound(precision.tiny), entries)
     return size.scaled(gamma) + Affine(offset + underflow, ZERO)

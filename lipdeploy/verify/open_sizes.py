@@ -154,13 +154,17 @@ def _put_back(call: Call, shape: tuple[int, ...], before: tuple[int, ...]) -> tu
 
 @dataclass(frozen=True)
 class _Window:
-    """A sliding window over an image some of whose sizes are open; ``shape`` is the output's."""
+    """A sliding window over an image some of whose sizes are open; ``shape`` is the output's.
+
+    ``overhangs``: on which axes an image may be smaller than the window, and some runtime still makes an output.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     padded: bool
     shape: tuple[int, ...]
+    overhangs: tuple[bool, ...]
 
 
 def _window(call: Call, image: tuple[Any, ...], kernel: tuple[int, ...]) -> _Window:
@@ -173,16 +177,17 @@ def _window(call: Call, image: tuple[Any, ...], kernel: tuple[int, ...]) -> _Win
     pads = call.integers("pads", (0,) * 2 * axes)
     if len(pads) != 2 * axes or min(pads) < 0 or (any(pads) and call.string("auto_pad", "NOTSET") == "VALID"):
         raise call.refuse("LIP002", f"pads {list(pads)} must be {2 * axes} numbers, none negative")
-    sizes = []
+    sizes, overhangs = [], []
     for i, (size, k, s, d) in enumerate(zip(image, kernel, strides, dilations, strict=True)):
         grows = pads[i] + pads[i + axes] - (k - 1) * d - 1
+        overhangs.append(isinstance(size, OpenSize) and s > 1 and 1 + grows < 0)
         if not isinstance(size, OpenSize):
             if size + grows < 0:
                 raise call.refuse("LIP013", f"an axis of {size} is smaller than the window")
             sizes.append((size + grows) // s + 1)
         else:
             sizes.append(size if (grows, s) == (-1, 1) else size.after("window", grows, s))
-    return _Window(kernel, strides, dilations, any(pads), cast("tuple[int, ...]", tuple(sizes)))
+    return _Window(kernel, strides, dilations, any(pads), cast("tuple[int, ...]", tuple(sizes)), tuple(overhangs))
 
 
 def _convolution(call: Call) -> list[Step]:
@@ -225,29 +230,35 @@ def _pool(call: Call) -> _Window:
     return window
 
 
-def _coverage(window: _Window) -> int:
-    """In how many windows an entry can lie."""
-    return math.prod(
-        -(-k // (s // math.gcd(s, d))) for k, s, d in zip(window.kernel, window.strides, window.dilations, strict=True)
-    )
+def _copies(window: _Window) -> list[int]:
+    """In how many windows an entry can lie, per axis."""
+    axes = zip(window.kernel, window.strides, window.dilations, strict=True)
+    return [-(-k // (s // math.gcd(s, d))) for k, s, d in axes]
 
 
 def _max_pool(call: Call) -> list[Step]:
     """An entry lies in at most Π⌈k / (s / gcd(s, d))⌉ windows, whatever the size: √Πc, 1, Πc."""
     window = _pool(call)
-    copies = float(_coverage(window))
+    copies = float(math.prod(_copies(window)))
     gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), ONE)
     return [Step((call.flow().shape[0], *window.shape), (gains,), "window coverage")]
 
 
 def _average_pool(call: Call) -> list[Step]:
-    """Weights 1/k: row sums ≤ 1, column sums ≤ Πc/Πk, and ‖A‖₂ ≤ √(‖A‖₁‖A‖∞) (Schur's test)."""
+    """Weights 1/k: row sums ≤ 1, column sums ≤ Πc/Πk, and ‖A‖₂ ≤ √(‖A‖₁‖A‖∞) (Schur's test).
+
+    Of an image that is smaller than the window a runtime whose division rounds towards zero still makes one mean, of
+    what is there: on such an axis an entry may count 1.
+    """
     window = _pool(call)
     if window.padded and not call.integer("count_include_pad", 0):
         raise call.refuse(
             "LIP006", "the weights at the border depend on the image's size; count_include_pad=1 does not"
         )
-    column = Bound(div_up(float(_coverage(window)), float(math.prod(window.kernel))))
+    counted = [
+        (c, k) for c, k, small in zip(_copies(window), window.kernel, window.overhangs, strict=True) if not small
+    ]
+    column = Bound(div_up(float(math.prod(c for c, _ in counted)), float(math.prod(k for _, k in counted))))
     gains = per_norm(column, Bound(sqrt_up(column.value)), ONE)
     return [Step((call.flow().shape[0], *window.shape), (gains,), "averaging, any size")]
 

@@ -23,6 +23,8 @@ class Rounding:
     ``gains`` are those of |op| (``None``: the same as op's own), one per input; ``offset[q]`` bounds the norm of the
     constant part. ``peak`` = (g, o): no intermediate result exceeds g·‖x̂‖∞ + o in absolute value.
     ``only`` names the programs that round so, where not all do; how the others round is then unknown.
+    ``stored``: how many results, one made from the other, a program may write to memory on the way to the last (a dot
+    product is summed before it is stored).
     """
 
     terms: int = 0
@@ -31,6 +33,7 @@ class Rounding:
     underflow: float = 0.0
     peak: tuple[Bound, Bound] = (ONE, ZERO)
     only: tuple[str, ...] = ()
+    stored: int = 1
 
 
 #: The operator only selects, compares, negates or moves numbers: nothing is rounded.

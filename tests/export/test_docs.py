@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import torch
+
 import lipdeploy as lip
+from lipdeploy.nn import FullSort
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 
 
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    example, adapter = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     exec(compile(example, str(PAGE), "exec"), {})
+    names: dict = {}
+    exec(compile(adapter, str(PAGE), "exec"), names)
+    assert isinstance(names["adapt_sort"](torch.nn.Identity()), FullSort)
     assert lip.verify("model.onnx").class_names == ("a", "b", "c")
 
 

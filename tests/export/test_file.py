@@ -170,7 +170,7 @@ def test_preprocessing_is_in_the_graph(tmp_path):
     (actual,) = run_onnxruntime(result.path, {"input": pixels.numpy()})
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
 
-    # Radii are in the caller's units: 1/255 and 1/std are part of the bound. The net is linear, so its constant is known.
+    # Radii are in the caller's units: 1/255 and 1/std are part of the bound. A linear net's constant is known.
     def whole(x: torch.Tensor) -> torch.Tensor:
         return inner.double()((x.view(1, 3, 4, 4) / 255) / torch.tensor(std, dtype=torch.float64).view(shape))[0]
 

@@ -60,9 +60,7 @@ def test_activations(make) -> None:
 @pytest.mark.parametrize(("first", "norm"), [("l2", "l2-linf"), ("l1", "l1-linf"), ("linf", "linf")])
 def test_a_chain_from_p_to_infinity(first: str, norm: str, tmp_path) -> None:
     torch.manual_seed(2)
-    network = torch.nn.Sequential(
-        lipnn.LInfLinear(6, 8, input_norm=first), lipnn.GroupSort(2), lipnn.LInfLinear(8, 3)
-    )
+    network = torch.nn.Sequential(lipnn.LInfLinear(6, 8, input_norm=first), lipnn.GroupSort(2), lipnn.LInfLinear(8, 3))
     with torch.no_grad():
         for layer in (network[0], network[2]):
             layer.parametrizations.weight.original.mul_(10)  # far outside: the projection binds

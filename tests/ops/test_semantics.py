@@ -216,14 +216,19 @@ def torch_module(row: Row, stored: list[torch.Tensor]) -> torch.nn.Module:
     return StoredHouseholder(*stored, a["axis"], ("adjacent", "strided")[a["layout"]])
 
 
+def entries_of(request: pytest.FixtureRequest, suffix: str) -> Entries:
+    """The library with this suffix, and only that one: a wheel has no emulated kernels."""
+    return Entries(request.getfixturevalue("ops_library" if suffix == "cpu" else "emulated_library"), suffix)
+
+
 @pytest.mark.parametrize("suffix", ["cpu", "emulated"])
 @every_type
-def test_full_sort_of_the_largest_axis(type_name: str, suffix: str, ops_library: Path, emulated_library: Path) -> None:
+def test_full_sort_of_the_largest_axis(type_name: str, suffix: str, request: pytest.FixtureRequest) -> None:
     """65,536 channels, NaN in one of the samples."""
     dtype = TYPES[type_name][0]
     x = np.random.default_rng(0).standard_normal((2, 65536)).astype(dtype)
     x[1, 40000] = np.nan
-    entries = Entries(ops_library if suffix == "cpu" else emulated_library, suffix)
+    entries = entries_of(request, suffix)
     got = entries.group_sort(type_name, x, group_size=0, axis=1, layout=0, descending=1)
     np.testing.assert_array_equal(values(got[0]), np.sort(values(x[0]))[::-1])
     assert np.isnan(values(got[1])).all()
@@ -233,7 +238,7 @@ def test_full_sort_of_the_largest_axis(type_name: str, suffix: str, ops_library:
 @every_type
 @pytest.mark.parametrize("knots", [2, 3, 5, 129, 1025])
 def test_splines_of_every_size_interpolate(
-    knots: int, type_name: str, suffix: str, ops_library: Path, emulated_library: Path
+    knots: int, type_name: str, suffix: str, request: pytest.FixtureRequest
 ) -> None:
     """Values at the knots are small integers and the grid is exact, so every type must return them exactly."""
     dtype = TYPES[type_name][0]
@@ -241,6 +246,6 @@ def test_splines_of_every_size_interpolate(
     shown = np.unique(np.linspace(0, knots - 1, min(knots, 100)).astype(int))
     x = (shown.astype(np.float64) - 1).astype(dtype)[None]  # not every integer up to 1,024 is a bfloat16
     kept = values(x)[0] == shown - 1
-    entries = Entries(ops_library if suffix == "cpu" else emulated_library, suffix)
+    entries = entries_of(request, suffix)
     got = entries.linear_spline(type_name, x, table, lower=-1.0, knot_spacing=1.0, axis=1)
     np.testing.assert_array_equal(values(got)[0][kept], values(table)[0][shown][kept])

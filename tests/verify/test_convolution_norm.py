@@ -17,7 +17,7 @@ from scipy.sparse.linalg import svds
 
 from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.norms import Norm
-from lipdeploy.verify.operator_norm import Convolution, convolution
+from lipdeploy.verify.operator_norm import Convolution, convolution, embedding
 from lipdeploy.verify.operator_norm.embedding import chosen
 from lipdeploy.verify.operator_norm.symbol import Grid, Symbol, symbol_norm_up
 from tests.verify.models import operator_norm
@@ -247,3 +247,14 @@ def test_kernels_of_any_size(scale: float, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(convolution, "EXPLICIT_SIZE", limit)
         plain = case.convolution().spectral_norm_up().value
         assert scaled.convolution().spectral_norm_up().value == pytest.approx(plain * scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shorter_look_at_later_grids_finds_as_good_a_one(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a third of their frequencies are ranked, near to where the first grid was large."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.standard_normal((1, 32, 32, 3, 3)) * 2.0 ** rng.uniform(-1, 1, (1, 1, 1, 3, 3))
+    symbol = Symbol(kernel)
+    short = symbol_norm_up(symbol, chosen(symbol, (15, 15), Guide())).value
+    monkeypatch.setattr(embedding, "COMPARED", 0)
+    assert short <= symbol_norm_up(symbol, chosen(symbol, (15, 15), Guide())).value * (1 + 1e-4)

@@ -100,6 +100,7 @@ def main() -> None:
         "--mib", type=float, nargs="+", metavar="SIZE", help="tensor sizes in place of 4 KiB to 256 MiB"
     )
     parser.add_argument("--seconds", type=float, help="for each case and size (default 2, quick 1)")
+    parser.add_argument("--picture", type=Path, default=PICTURE, metavar="PNG")
     given = parser.parse_args()
     seconds = given.seconds or (1.0 if given.quick else 2.0)
     clock = time.perf_counter if given.clock == "wall" else time.thread_time
@@ -116,7 +117,7 @@ def main() -> None:
             times = race(contenders(case, shape), seconds, clock)
             print(row(case.name, mib, times), flush=True)
             shares.setdefault(case.name, []).append((mib, times["copy"] / times["kernel"]))
-    draw(shares)
+    draw(shares, given.picture)
 
 
 def row(name: str, mib: float, times: dict[str, float]) -> str:
@@ -305,7 +306,7 @@ def machine() -> str:
     )
 
 
-def draw(shares: dict[str, list[tuple[float, float]]]) -> None:
+def draw(shares: dict[str, list[tuple[float, float]]], picture: Path) -> None:
     """Share of the copy's bandwidth over the size, as a PNG; left out where matplotlib is not installed."""
     try:
         import matplotlib
@@ -322,9 +323,9 @@ def draw(shares: dict[str, list[tuple[float, float]]]) -> None:
     axes.set(xscale="log", xlabel="MiB of input (float32)", ylabel="kernel's share of a copy's bandwidth")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=130, bbox_inches="tight")
-    print(f"\n{PICTURE}")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=130, bbox_inches="tight")
+    print(f"\n{picture}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Paper B (arXiv 1811.05381): MLPs with MaxMin on MNIST; in ℓ∞ every row is projected to the ℓ1 ball after each step and
 the multi-margin hinge asks for the margin 2ε, in ℓ2 the layers are orthonormal. Every network is exported, verified and
-certified; the certified accuracy is that of the file. Without MNIST, scikit-learn's digits stand in (``--data digits``).
+certified; the certified accuracy is that of the file. Without MNIST, scikit-learn's digits stand in (``--data
+digits``).
 
 ::
 
@@ -22,7 +23,15 @@ from common import Options, certified, once, orthonormal, parse, plt, progress, 
 from demo_data import Dataset, DatasetMissing, digits, mnist
 from torch import Tensor, nn
 
-from lipdeploy.nn import GroupSort, LinearSpline, MaxMin, bake, hinge_margin_loss, offset_cross_entropy, parameter_groups
+from lipdeploy.nn import (
+    GroupSort,
+    LinearSpline,
+    MaxMin,
+    bake,
+    hinge_margin_loss,
+    offset_cross_entropy,
+    parameter_groups,
+)
 from lipdeploy.nn.linear import project_rows_l1
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def denoiser(activation: str, channels: int, layers: int) -> nn.Module:
     """Layers 1 → channels → … → 1, all 3 × 3, which start as the identity plus noise."""
     sizes = [1, *[channels] * (layers - 1), 1]
     inner: list[nn.Module] = []
-    for size, width in zip(sizes, sizes[1:], strict=False):
+    for size, width in pairwise(sizes):
         convolution = AOLConv2d(size, width, 3, padding=1, padding_mode="circular")
         with torch.no_grad():
             convolution.weight = nn.init.dirac_(torch.empty(width, size, 3, 3)) + 0.02 * torch.randn(width, size, 3, 3)

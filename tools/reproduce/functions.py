@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def network(name: str, seeds: int, config: Config) -> nn.Sequential:
     """Networks 1-10-10-10-1, one per seed, side by side."""
     sizes = [1, *[WIDTH] * DEPTH, 1]
     layers: list[nn.Module] = []
-    for size, width in zip(sizes, sizes[1:], strict=False):
+    for size, width in pairwise(sizes):
         layers += [Blocks(seeds, size, width), activation(name, seeds * WIDTH, config)]
     return nn.Sequential(*layers[:-1])
 
@@ -209,15 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plot(options: Options, results: dict[str, Any], config: Config) -> None:
     pyplot = plt()
-    figure, axes = pyplot.subplots(len(results), 1, figsize=(9, 10), sharex=True)
-    for axis, (function, row) in zip(axes, results.items(), strict=True):
+    figure, axes = pyplot.subplots(len(results), 1, figsize=(9, 10), sharex=True, squeeze=False)
+    for axis, (function, row) in zip(axes[:, 0], results.items(), strict=True):
         x = torch.linspace(-1, 1, config.test)[:: max(1, config.test // 500)]
         axis.plot(x, FUNCTIONS[function](x), color="black", linewidth=3, alpha=0.3, label="target")
         for name, result in row.items():
             axis.plot(x, result["curve"], linewidth=1, label=f"{name}: {result['median']:.1e}")
         axis.set_ylabel(function)
         axis.legend(fontsize=7, ncol=2)
-    axes[0].set_title("1-Lipschitz networks, the median seed; mean squared error in the legend")
+    axes[0, 0].set_title("1-Lipschitz networks, the median seed; mean squared error in the legend")
     figure.tight_layout()
     figure.savefig(options.folder / "functions.png", dpi=120)
     pyplot.close(figure)

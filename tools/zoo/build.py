@@ -150,7 +150,9 @@ def _cut(data: Dataset, limit: int | None) -> Dataset:
     return Dataset(data.name, *(part[:limit] for part in parts), data.full_scale, data.classes)
 
 
-def _recipe(title: str, build: Callable[[], nn.Module], epochs: int, rate: float, epsilon: float, **more: Any) -> Recipe:
+def _recipe(
+    title: str, build: Callable[[], nn.Module], epochs: int, rate: float, epsilon: float, **more: Any
+) -> Recipe:
     return Recipe(title, "zoo", build, epochs, rate, epsilon, **more)
 
 
@@ -229,8 +231,8 @@ def _write_table(folder: Path) -> None:
         "# The zoo",
         "",
         "Small trained networks with certificates, built by `make zoo` (`tools/zoo/build.py`). Each folder holds the",
-        "model, its certificate and a card. Check one: `lipdeploy verify zoo/NAME/model.onnx --certificate "
-        "zoo/NAME/model.cert.json`.",
+        "model, its certificate and a card. `lipdeploy verify zoo/NAME/model.onnx` (with `--norm linf` where the card",
+        "says so) proves the constant again and holds the certificate against it.",
         "Accuracies are those of the file on held-out images in [0, 1], rounded down.",
         "",
         "| network | what | norm | proven L | accuracy | certified accuracy at ε | kB |",

@@ -36,11 +36,15 @@ struct SplineCall {
   Bits* y;
   LinearSplineShape shape;
   const Work* values;  // (rows, knots), widened
-  // For short stretches, else null: where the row of each of `period` elements (whole samples) starts in `values`.
+  // For short stretches, else null: where the row of each of `period` elements (whole samples, at least kMostLanes) starts
+  // in `values`. It goes on for kMostLanes beyond the period.
   const int32_t* starts;
   int64_t period;
   bool stream;
 };
+
+// Intervals in one vector, at most.
+constexpr int64_t kMostLanes = 16;
 
 // Evaluates the elements [begin, end).
 template <class Element>

@@ -24,14 +24,12 @@ const typename Element::Work* widened(const typename Element::Bits* coefficients
   }
 }
 
-// Where the row of each element of a sample starts, repeated to a length that is worth a loop; empty where rows serve
-// long stretches.
+// Where the row of each element of a sample starts, repeated to a period that no vector outruns, and a vector beyond it;
+// empty where rows serve long stretches.
 std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
-  constexpr int64_t kShortest = 256;  // the first cache is better used for the coefficients
   if (shape.rows == 1 || shape.inner >= kShortStretch) return {};
   const int64_t sample = shape.channels * shape.inner;
-  const int64_t samples = std::min(shape.outer, kShortest / sample + 1);
-  std::vector<int32_t> starts(sample * samples);
+  std::vector<int32_t> starts((kMostLanes / sample + 1) * sample + kMostLanes);
   for (size_t i = 0; i < starts.size(); ++i)
     starts[i] = static_cast<int32_t>(static_cast<int64_t>(i) / shape.inner % shape.channels * shape.knots);
   return starts;
@@ -67,7 +65,7 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
   const typename Element::Work* values = widened<Element>(coefficients, shape, room);
   const std::vector<int32_t> starts = row_starts(shape);
   const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
-  const int64_t period = static_cast<int64_t>(starts.size());
+  const int64_t period = starts.empty() ? 0 : static_cast<int64_t>(starts.size()) - kMostLanes;
   const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream};
   const SplineElements<Element> run = cpu_kernels().spline(Element{});
   parallel(elements, kElementsPerTask / 2, [&call, run](int64_t begin, int64_t end) { run(call, begin, end); });

@@ -62,7 +62,7 @@ def addition(call: Call) -> Step:
         return Step(side.shape, (replication(side.copies),), "constant shift", at_zero=offset, rounding=rounding)
     sides = common(call, flows)
     gains = tuple(replication(side.copies) for side in sides)
-    return Step(sides[0].shape, gains, "sum", rounding=Rounding(terms=terms, underflow=float(terms)))
+    return Step(sides[0].shape, gains, "sum", rounding=Rounding(terms=terms, underflow=float(terms), stored=terms))
 
 
 @rule("Mul", inputs=2)
@@ -151,5 +151,5 @@ def mean(call: Call) -> Step:
     share = Bound(div_up(1.0, float(count)))
     gains = tuple(scaled(replication(side.copies), share) for side in sides)
     peak = (ONE, ZERO)  # one operand after the other is added: at most their sum
-    rounding = Rounding(terms=count + 1, underflow=float(count + 1), peak=peak)
+    rounding = Rounding(terms=count + 1, underflow=float(count + 1), peak=peak, stored=count)
     return Step(sides[0].shape, gains, "mean", rounding=rounding)

@@ -129,7 +129,7 @@ def hard_sigmoid(call: Call) -> Step:
     gain = Bound(abs(call.real("alpha", 0.20000000298023224)))
     beta = Bound(abs(call.real("beta", 0.5)))
     offset = everywhere(call, beta)
-    rounding = Rounding(terms=2, offset=offset, underflow=2.0, peak=(gain, beta))
+    rounding = Rounding(terms=2, offset=offset, underflow=2.0, peak=(gain, beta), stored=2)
     at_zero = everywhere(call, Bound(min(1.0, beta.value)))
     return Step(call.flow().shape, (diagonal(gain),), "|alpha|", at_zero=at_zero, rounding=rounding)
 

@@ -208,9 +208,8 @@ def batch_normalization(call: Call) -> Step:
     growth = max(gain, ONE, Bound(largest(scale)))
     largest_sum = Bound(add_up(float(variance.max(initial=0.0)), epsilon))  # var + ε and g/√(var + ε) are stored too
     peak = folded[Norm.LINF] + growth * Bound(largest(mean)) + gain + largest_sum
-    rounding = Rounding(
-        terms=7, gains=(diagonal(gain + Bound(FADED)),), offset=folded, underflow=8.0, peak=(growth, peak)
-    )
+    gains = (diagonal(gain + Bound(FADED)),)
+    rounding = Rounding(terms=7, gains=gains, offset=folded, underflow=8.0, peak=(growth, peak), stored=7)
     return Step(flow.shape, (diagonal(gain),), "max |g|/√(var + ε)", at_zero=constant, rounding=rounding)
 
 

@@ -115,6 +115,7 @@ def _spline_rounding(coefficients: Array, lower: float, spacing: float, slope: B
         offset={norm: constant_norm(norm, offset, size) for norm in Norm},
         underflow=add_up(2.0, mul_up(2.0, inverse)),
         peak=(growth, peak_offset),
+        stored=6,
     )
 
 
@@ -202,6 +203,7 @@ def _reflection_rounding(pairs: Array) -> Rounding:
         gains=(absolute,),
         underflow=add_up(4.0, mul_up(8.0, _raised(most))),
         peak=(growth, Bound(0.0)),
+        stored=4,
     )
 
 

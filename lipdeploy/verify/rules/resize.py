@@ -21,7 +21,7 @@ ATTRIBUTES = (
     "antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "extrapolation_value",
     "keep_aspect_ratio_policy", "mode", "nearest_mode",
 )  # fmt: skip
-LARGEST_AXIS = 1 << 13
+LARGEST_AXIS = 1 << 12  # so that a runtime's float32 positions err by less than DOUBT
 #: Closer than this to where the nearest pixel changes, runtimes may round to either.
 DOUBT = Fraction(1, 1 << 10)
 #: Relative error of a product of a size and a scale in float32, with room to spare.

@@ -81,6 +81,9 @@ wheel: venv           ## the wheel of this machine's kind in dist/, tried in a f
 	$(BIN)/python tools/check_wheel.py dist/lipdeploy-*.whl
 
 # The sanitizers must be there before Python is. Leaks are Python's own, and stacks of fibers (the emulator) are not theirs.
+# That they would notice: 64 floats out of 16.
+READS_TOO_MUCH := 'import ctypes, os; x, y = (ctypes.c_float * 16)(), (ctypes.c_float * 64)(); \
+    ctypes.CDLL(os.environ["LIPDEPLOY_OPS_LIBRARY"]).lipdeploy_group_sort_f32_cpu(x, y, *map(ctypes.c_int64, (1, 64, 1, 2, 0, 0)))'
 SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or addresses_that_no_vector_likes
 SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
@@ -91,6 +94,8 @@ sanitize: venv        ## the CPU kernels under AddressSanitizer and UndefinedBeh
 	$(CMAKE) -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=None -DLIPDEPLOY_CUDA=OFF -DLIPDEPLOY_SANITIZE=ON \
 	    >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }
 	$(CMAKE) --build build/sanitize
+	! $(SANITIZED) $(BIN)/python -c $(READS_TOO_MUCH) 2>build/sanitize/expected.txt
+	grep -q heap-buffer-overflow build/sanitize/expected.txt
 	$(SANITIZED) $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_semantics.py \
 	    tests/custom_ops/test_instruction_sets.py -k "$(SANITIZED_TESTS)"
 

@@ -195,7 +195,8 @@ def test_json_survives_an_ascii_only_stream(tmp_path: Path) -> None:
 def test_sigint_while_working_is_130(tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without it
         "from lipdeploy.cli import app, main\n"
         "def run(words):\n"
         "    print('ready', file=sys.stderr, flush=True)\n"

@@ -84,7 +84,7 @@ def test_verify_loads_numpy_and_onnx_only(words: tuple[str, ...], dense: Path) -
         (("diff", "MODEL", "MODEL"), 0, ""),
         (("doctor",), 0, ""),
         (("predict", "MODEL", "x.npy"), 2, NO_RUNTIME),
-        (("serve", "MODEL"), 2, "serve needs onnxruntime, which is not installed (try: pip install 'lipdeploy[serve]')"),
+        (("serve", "MODEL"), 2, "serve needs onnxruntime, which is not installed (try: pip install 'lipdeploy[serve]"),
         (("verify", "MODEL", "--estimate"), 2, "needs onnxruntime, which is not installed"),
         (("export", "net.py:build", "-o", "m.onnx", "--input-shape", "2"), 2, NO_TORCH),
     ],

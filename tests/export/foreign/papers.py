@@ -286,7 +286,7 @@ class CPLConv2d(nn.Module):
         around = self.kernel.shape[-1] // 2
         if self.cached is None:
             with torch.no_grad():
-                u = torch.ones(1, *x.shape[1:])
+                u = torch.ones(1, *x.shape[1:], dtype=self.kernel.dtype)
                 for _ in range(self.iterations):
                     v = F.normalize(F.conv2d(u, self.kernel, padding=around), dim=(1, 2, 3))
                     u = F.normalize(F.conv_transpose2d(v, self.kernel, padding=around), dim=(1, 2, 3))

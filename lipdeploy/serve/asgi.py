@@ -14,16 +14,16 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from lipdeploy.serve import auth, metrics, oip, openapi
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.problems import RequestProblem, bad
+from lipdeploy.serve.responses import JSON, OCTETS, Field, Response, WrongMethod, json_response, problem_response
+from lipdeploy.serve.routes import ADMIN_ROUTES, Route, route
 from lipdeploy.serve.service import Pending, Service
 from lipdeploy.serve.settings import Settings, model_sources
 from lipdeploy.serve.tracing import Tracer
@@ -33,69 +33,35 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[bytes, bytes]
+#: ``respond(status, fields, body, close)``: a whole answer in one piece; false where the client reads too slowly.
+Respond = Callable[[int, Sequence[Field], bytes, bool], bool]
 Surface = Literal["all", "public", "admin"]
 
-JSON = (b"content-type", b"application/json")
-OCTETS = (b"content-type", b"application/octet-stream")
 HEAD_LENGTH = b"inference-header-content-length"
 ONCE = (HEAD_LENGTH, b"content-length", b"authorization", b"x-api-key")
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 DIGITS = re.compile(rb"\d{1,18}")
 ADMIN_BODY = 64 * 1024
+LOOP_JSON = 128 * 1024  # bytes of JSON that are read on the loop; about a millisecond
 OPEN_ROUTES = frozenset({"live", "ready"})
 
 
-class Route:
-    """What a path means: the handler's name, its methods, and the model it names."""
+class Exchange:
+    """A request, and since when."""
 
-    __slots__ = ("methods", "model", "name", "version")
+    __slots__ = ("headers", "path", "scope", "started")
 
-    def __init__(self, name: str, methods: tuple[str, ...], model: str = "", version: str | None = None) -> None:
-        self.name, self.methods, self.model, self.version = name, methods, model, version
+    def __init__(self, scope: Scope) -> None:
+        self.started = time.perf_counter()
+        self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        path, root = scope["path"], scope.get("root_path", "")
+        self.path: str = path[len(root) :] if root and path.startswith(root) else path
 
-
-GET, POST = ("GET", "HEAD"), ("POST",)
-PLAIN: dict[str, Route] = {
-    "/v2": Route("server", GET),
-    "/v2/": Route("server", GET),
-    "/v2/health/live": Route("live", GET),
-    "/v2/health/ready": Route("ready", GET),
-    "/healthz": Route("live", GET),
-    "/v2/models/stats": Route("statistics", GET),
-    "/v2/repository/index": Route("index", POST),
-    "/metrics": Route("metrics", GET),
-    "/openapi.json": Route("openapi", GET),
-}
-MODEL_ROUTES = {
-    "": ("metadata", GET),
-    "infer": ("infer", POST),
-    "ready": ("model_ready", GET),
-    "stats": ("statistics", GET),
-    "certificate": ("certificate", GET),
-}
-ADMIN_ROUTES = frozenset({"load", "unload"})
-
-
-def route(path: str) -> Route | None:
-    """The route of a path below the app's root; ``None``: there is nothing."""
-    plain = PLAIN.get(path)
-    if plain is not None:
-        return plain
-    words = path.split("/")
-    if len(words) == 6 and words[:4] == ["", "v2", "repository", "models"] and words[5] in ADMIN_ROUTES:
-        return Route(words[5], POST, words[4]) if words[4] else None
-    if len(words) < 4 or words[:3] != ["", "v2", "models"] or not words[3]:
-        return None
-    rest, version = words[4:], None
-    if len(rest) >= 2 and rest[0] == "versions":
-        version, rest = rest[1], rest[2:]
-        if not version:
-            return None
-    action = rest[0] if rest else ""
-    if len(rest) > 1 or (rest and not action) or action not in MODEL_ROUTES:
-        return None
-    name, methods = MODEL_ROUTES[action]
-    return Route(name, methods, words[3], version)
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.perf_counter() - self.started
 
 
 class App:
@@ -108,7 +74,7 @@ class App:
         self._tracer = Tracer(settings.tracing)
         self._numbers = itertools.count(1)
         self._arriving_bytes = 0
-        self._handlers: dict[str, Callable[[Route, Headers, Receive], Awaitable[_Response]]] = {
+        self._handlers: dict[str, Callable[[Route, Headers, Receive], Awaitable[Response]]] = {
             "server": self._server,
             "live": self._live,
             "ready": self._ready,
@@ -168,45 +134,76 @@ class App:
     # One request.
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        path: str = scope["path"]
-        root: str = scope.get("root_path", "")
-        if root and path.startswith(root):
-            path = path[len(root) :]
+        exchange = Exchange(scope)
         try:
-            found = self._admitted(scope, path, headers)
+            found = self._admitted(exchange)
             if found.name == "infer":
-                with self._tracer.request(scope, headers, found.model):
-                    response = await self._infer(found, headers, receive, scope)
+                with self._tracer.request(scope, exchange.headers, found.model):
+                    response = await self._infer(found, exchange, receive)
             else:
-                response = await self._handlers[found.name](found, headers, receive)
-        except RequestProblem as problem:
-            response = _problem(problem)
+                response = await self._handlers[found.name](found, exchange.headers, receive)
         except (asyncio.CancelledError, _Gone):
             raise_if_cancelled()
             return
         except Exception as error:
-            number = self._number(headers)
-            event("request failed", logging.ERROR, error, request_id=number, path=path)
-            response = _problem(RequestProblem(500, f"internal error; look for request {number} in the server's log"))
-        await self._send(scope, headers, response, send)
-        if self.service.settings.access_log:
-            event(
-                "request", request_id=self._number(headers), method=scope["method"], path=path, status=response.status,
-                ms=round((time.perf_counter() - started) * 1e3, 3), bytes=len(response.body),
-            )  # fmt: skip
+            response = self._failure(error, exchange)
+        await self._send(exchange, response, send)
 
-    def _admitted(self, scope: Scope, path: str, headers: Headers) -> Route:
+    def _failure(self, error: Exception, exchange: Exchange) -> Response:
+        """What a client is told of an exception."""
+        if isinstance(error, RequestProblem):
+            return problem_response(error)
+        number = self._number(exchange.headers)
+        event("request failed", logging.ERROR, error, request_id=number, path=exchange.path)
+        message = f"internal error; look for request {number} in the server's log"
+        return problem_response(RequestProblem(500, message))
+
+    # The short way: our own server hands over an inference request that has come whole; no task is made for it, and
+    # what the queue calls back writes the answer. It means what ``_http`` means.
+
+    def takes_short_way(self, scope: Scope) -> bool:
+        """Whether ``answer_shortly`` may answer a request, once its body is there."""
+        return scope["method"] == "POST" and scope["path"].endswith("/infer") and not self._tracer.wanted
+
+    def answer_shortly(self, scope: Scope, body: bytes, gone: Callable[[], bool], respond: Respond) -> None:
+        """Answer through ``respond(status, fields, body, close)``, now or when the queue has the result."""
+        exchange = Exchange(scope)
+        try:
+            found = self._admitted(exchange)
+            pending = self._accepted(found, exchange, body, gone)
+        except Exception as error:
+            self._respond(exchange, self._failure(error, exchange), respond)
+        else:
+            pending.ticket.future.add_done_callback(partial(self._answered_shortly, exchange, pending, respond))
+
+    def _answered_shortly(self, exchange: Exchange, pending: Pending, respond: Respond, _: Any) -> None:
+        try:
+            response = _encoded(pending, self.service.finish(pending))
+        except Exception as error:
+            response = self._failure(error, exchange)
+        self._respond(exchange, response, respond)
+
+    def _accepted(self, found: Route, exchange: Exchange, body: bytes, gone: Callable[[], bool]) -> Pending:
+        headers = exchange.headers
+        try:
+            self._check_body(headers, self.service.settings.max_body_bytes, len(body))
+            request = oip.parse(body, _head_length(headers))
+        except RequestProblem as problem:
+            self.service.misfit(problem, found.model, found.version)
+            raise
+        return self.service.submit(found.model, found.version, request, gone=gone, client=self._client(exchange))
+
+    def _admitted(self, exchange: Exchange) -> Route:
         """The route, once path, method, key and framing are in order."""
         self.service.start()
-        found = route(path)
+        scope, headers = exchange.scope, exchange.headers
+        found = route(exchange.path)
         if found is None or (found.name in ADMIN_ROUTES and self.surface == "public"):
             raise RequestProblem(404, "there is nothing at this path; see /openapi.json")
         if found.name == "infer" and self.surface == "admin":
             raise RequestProblem(404, "this port is for administration")
         if scope["method"] not in found.methods:
-            raise _WrongMethod(found.methods)
+            raise WrongMethod(found.methods)
         if len(headers) != len(scope["headers"]):
             names = [name for name, _ in scope["headers"]]
             for name in ONCE:
@@ -226,27 +223,22 @@ class App:
         if self._keys and found.name not in OPEN_ROUTES:
             auth.check(headers, self._keys, self._admin_keys)
 
-    async def _infer(self, found: Route, headers: Headers, receive: Receive, scope: Scope) -> _Response:
+    async def _infer(self, found: Route, exchange: Exchange, receive: Receive) -> Response:
+        headers = exchange.headers
         try:
             body = await self._body(headers, receive, self.service.settings.max_body_bytes)
-            length = headers.get(HEAD_LENGTH)
-            request = oip.parse(body, None if length is None else oip.head_length(length))
+            request = await _parsed(body, _head_length(headers))
         except RequestProblem as problem:
             self.service.misfit(problem, found.model, found.version)
             raise
         cycle = getattr(receive, "__self__", None)  # uvicorn's: it knows at once when the client has gone
         gone = None if not hasattr(cycle, "disconnected") else partial(getattr, cycle, "disconnected")
-        pending = self.service.submit(
-            found.model, found.version, request, gone=gone, client=self._client(scope, headers)
-        )
+        pending = self.service.submit(found.model, found.version, request, gone=gone, client=self._client(exchange))
         if gone is None:
             answer = await self._answer_or_disconnect(pending, receive)
         else:
             answer = await self.service.answer(pending)
-        payload, head = oip.encode(answer, [output.binary for output in pending.outputs])
-        if head is None:
-            return _Response(200, payload, (JSON,))
-        return _Response(200, payload, (OCTETS, (HEAD_LENGTH, b"%d" % head)))
+        return _encoded(pending, answer)
 
     async def _answer_or_disconnect(self, pending: Pending, receive: Receive) -> oip.Answer:
         """The answer; where the host tells of a client that went away, the request leaves the queue."""
@@ -260,29 +252,34 @@ class App:
         finally:
             going.cancel()
 
-    def _client(self, scope: Scope, headers: Headers) -> str | None:
+    def _client(self, exchange: Exchange) -> str | None:
         if self.service.settings.max_client_rows is None:
             return None
-        key = auth.given_key(headers) if self._keys else None
+        key = auth.given_key(exchange.headers) if self._keys else None
         if key is not None:
             return f"key {key.decode('latin-1')}"
-        address = scope.get("client")
+        address = exchange.scope.get("client")
         return f"address {address[0]}" if address else None
 
     async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
-        encoding = headers.get(b"content-encoding", b"identity")
-        if encoding.lower() != b"identity":
-            raise RequestProblem(415, "compressed bodies are not taken")
-        stated = headers.get(b"content-length")
-        if stated is not None and (not DIGITS.fullmatch(stated) or int(stated) > limit):
-            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+        expected = self._check_body(headers, limit)
         cycle = getattr(receive, "__self__", None)
         if not getattr(cycle, "more_body", True):  # uvicorn has all of it: no timer, no turn of the loop
             body: bytes = (await receive()).get("body", b"")
-            if len(body) > limit:
-                raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+            self._check_body(headers, limit, len(body))
             return body
-        return await self._arriving(receive, limit, int(stated or limit))
+        return await self._arriving(receive, limit, expected)
+
+    @staticmethod
+    def _check_body(headers: Headers, limit: int, size: int = 0) -> int:
+        """How long the body will be at most. Raises 415 for a compressed one, 413 for one that is or says it is too long."""
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None and encoding.lower() != b"identity":
+            raise RequestProblem(415, "compressed bodies are not taken")
+        stated = headers.get(b"content-length")
+        if size > limit or (stated is not None and (not DIGITS.fullmatch(stated) or int(stated) > limit)):
+            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
+        return int(stated or limit)
 
     async def _arriving(self, receive: Receive, limit: int, expected: int) -> bytes:
         """A body in pieces. All that are arriving at a time may have as many bytes as the queue."""
@@ -298,20 +295,41 @@ class App:
         finally:
             self._arriving_bytes -= expected
 
-    async def _send(self, scope: Scope, headers: Headers, response: _Response, send: Send) -> None:
-        fields = [*response.headers, (b"content-length", b"%d" % len(response.body))]
-        given = headers.get(b"x-request-id")
-        if given is not None and REQUEST_ID.fullmatch(given):
-            fields.append((b"x-request-id", given))
-        close = self.service.draining or response.status in (408, 413)
-        body = b"" if scope["method"] == "HEAD" else response.body
-        respond = scope.get("lipdeploy.respond")  # our own server's; any other host has only ``send``
-        if respond is not None and respond(response.status, fields, body, close):
+    async def _send(self, exchange: Exchange, response: Response, send: Send) -> None:
+        respond = exchange.scope.get("lipdeploy.respond")  # our own server's; any other host has only ``send``
+        if respond is not None and self._respond(exchange, response, respond):
             return
+        fields, close = self._fields(exchange, response)
         if close:
             fields.append((b"connection", b"close"))
+        body = b"" if exchange.scope["method"] == "HEAD" else response.body
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
         await send({"type": "http.response.body", "body": body})
+        self._log(exchange, response)
+
+    def _respond(self, exchange: Exchange, response: Response, respond: Respond) -> bool:
+        fields, close = self._fields(exchange, response)
+        body = b"" if exchange.scope["method"] == "HEAD" else response.body
+        done = respond(response.status, fields, body, close)
+        if done:
+            self._log(exchange, response)
+        return done
+
+    def _fields(self, exchange: Exchange, response: Response) -> tuple[list[Field], bool]:
+        """The headers, and whether the connection should end."""
+        fields = [*response.headers, (b"content-length", b"%d" % len(response.body))]
+        given = exchange.headers.get(b"x-request-id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            fields.append((b"x-request-id", given))
+        return fields, self.service.draining or response.status in (408, 413)
+
+    def _log(self, exchange: Exchange, response: Response) -> None:
+        if self.service.settings.access_log:
+            event(
+                "request", request_id=self._number(exchange.headers), method=exchange.scope["method"],
+                path=exchange.path, status=response.status, ms=round(exchange.seconds * 1e3, 3),
+                bytes=len(response.body),
+            )  # fmt: skip
 
     def _number(self, headers: Headers) -> str:
         given = headers.get(b"x-request-id")
@@ -321,57 +339,57 @@ class App:
 
     # What the other routes say.
 
-    async def _server(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _json(self.service.server_metadata())
+    async def _server(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return json_response(self.service.server_metadata())
 
-    async def _live(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _json({"live": True})
+    async def _live(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return json_response({"live": True})
 
-    async def _ready(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _ready(self, found: Route, headers: Headers, receive: Receive) -> Response:
         state = self.service.readiness()
         if state["ready"] and self.service.siblings is not None:
             others = await self.service.siblings("ready", {})
             state = next((other for other in others if not other["ready"]), state)
         if state["ready"]:
-            return _json(state)
-        return _json(state, 503, (b"retry-after", b"1"))
+            return json_response(state)
+        return json_response(state, 503, (b"retry-after", b"1"))
 
-    async def _metadata(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _json(self.service.model_metadata(found.model, found.version))
+    async def _metadata(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return json_response(self.service.model_metadata(found.model, found.version))
 
-    async def _model_ready(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _model_ready(self, found: Route, headers: Headers, receive: Receive) -> Response:
         try:
             self.service.repository.model(found.model, found.version)
         except RequestProblem as problem:
             if problem.status != 503:
                 raise
             state = {"name": found.model, "ready": False, "error": problem.message}
-            return _json(state, 503, (b"retry-after", b"1"))
-        return _json({"name": found.model, "ready": True})
+            return json_response(state, 503, (b"retry-after", b"1"))
+        return json_response({"name": found.model, "ready": True})
 
-    async def _statistics(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _json(self.service.statistics(found.model or None, found.version))
+    async def _statistics(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return json_response(self.service.statistics(found.model or None, found.version))
 
-    async def _certificate(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _certificate(self, found: Route, headers: Headers, receive: Receive) -> Response:
         model = self.service.repository.model(found.model, found.version)
         tag = b'"' + model.sha256.encode() + b'"'
         if tag in [word.strip() for word in headers.get(b"if-none-match", b"").split(b",")]:
-            return _Response(304, b"", ((b"etag", tag),))
-        return _Response(200, model.certificate, (JSON, (b"etag", tag)))
+            return Response(304, b"", ((b"etag", tag),))
+        return Response(200, model.certificate, (JSON, (b"etag", tag)))
 
-    async def _index(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _index(self, found: Route, headers: Headers, receive: Receive) -> Response:
         body = await self._body(headers, receive, ADMIN_BODY)
         wanted = oip.json_value(body) if body else {}
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if not isinstance(only_ready, bool):
             raise bad("the request must be a JSON object; 'ready' is true or false")
-        return _json(self.service.index(only_ready))
+        return json_response(self.service.index(only_ready))
 
-    async def _load(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _load(self, found: Route, headers: Headers, receive: Receive) -> Response:
         await self._no_content(headers, receive)
         return await self._everywhere("load", found.model)
 
-    async def _unload(self, found: Route, headers: Headers, receive: Receive) -> _Response:
+    async def _unload(self, found: Route, headers: Headers, receive: Receive) -> Response:
         await self._no_content(headers, receive)
         return await self._everywhere("unload", found.model)
 
@@ -387,7 +405,7 @@ class App:
         ):
             raise bad("load takes no parameters: models come from the files that the server was started with")
 
-    async def _everywhere(self, action: str, name: str) -> _Response:
+    async def _everywhere(self, action: str, name: str) -> Response:
         """Load or unload here and in the sibling processes; an error unless it worked everywhere."""
         problem = await change(self.service, action, name)
         if self.service.siblings is not None:
@@ -395,13 +413,13 @@ class App:
             problem = problem or next((other["error"] for other in others if other.get("error")), None)
         if problem is not None:
             raise bad(problem)
-        return _json({})
+        return json_response({})
 
-    async def _metrics(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _Response(200, await self.service.snapshots(), ((b"content-type", metrics.CONTENT_TYPE),))
+    async def _metrics(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return Response(200, await self.service.snapshots(), ((b"content-type", metrics.CONTENT_TYPE),))
 
-    async def _openapi(self, found: Route, headers: Headers, receive: Receive) -> _Response:
-        return _json(openapi.document(self.surface, keys=bool(self._keys), admin_keys=bool(self._admin_keys)))
+    async def _openapi(self, found: Route, headers: Headers, receive: Receive) -> Response:
+        return json_response(openapi.document(self.surface, keys=bool(self._keys), admin_keys=bool(self._admin_keys)))
 
 
 async def change(service: Service, action: str, name: str) -> str | None:
@@ -425,19 +443,6 @@ def create_app(
     return App(Service(Settings(models=model_sources(words, name), **settings)))
 
 
-class _Response:
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-        self.status, self.body, self.headers = status, body, headers
-
-
-class _WrongMethod(RequestProblem):
-    def __init__(self, methods: tuple[str, ...]) -> None:
-        super().__init__(405, f"this path wants {' or '.join(methods)}")
-        self.allow = ", ".join(methods).encode()
-
-
 class _Gone(Exception):
     """The client went away while its body was read."""
 
@@ -449,20 +454,23 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-def _json(content: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> _Response:
-    return _Response(status, orjson.dumps(content), (JSON, *headers))
+def _head_length(headers: Headers) -> int | None:
+    length = headers.get(HEAD_LENGTH)
+    return None if length is None else oip.head_length(length)
 
 
-def _problem(problem: RequestProblem) -> _Response:
-    message = problem.message.encode("utf-8", "backslashreplace").decode()
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    if problem.retry_after is not None:
-        headers = ((b"retry-after", b"%d" % problem.retry_after),)
-    if isinstance(problem, _WrongMethod):
-        headers = ((b"allow", problem.allow),)
-    if problem.status == 401:
-        headers = ((b"www-authenticate", b"Bearer"),)
-    return _json({"error": message}, problem.status, *headers)
+async def _parsed(body: bytes, head_length: int | None) -> oip.InferenceRequest:
+    """The request; much JSON is read on a thread, so that it holds up nobody else."""
+    if (len(body) if head_length is None else head_length) <= LOOP_JSON:
+        return oip.parse(body, head_length)
+    return await asyncio.get_running_loop().run_in_executor(None, oip.parse, body, head_length)
+
+
+def _encoded(pending: Pending, answer: oip.Answer) -> Response:
+    payload, head = oip.encode(answer, [output.binary for output in pending.outputs])
+    if head is None:
+        return Response(200, payload, (JSON,))
+    return Response(200, payload, (OCTETS, (HEAD_LENGTH, b"%d" % head)))
 
 
 async def _rest(receive: Receive, limit: int) -> bytes:

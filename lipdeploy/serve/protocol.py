@@ -10,6 +10,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from lipdeploy.serve.asgi import App
+
 MAX_HEADER_BYTES = 64 * 1024
 HEADER_SECONDS = 30.0
 #: In the scope of a request: ``respond(status, fields, body, close) -> done``.
@@ -17,20 +19,33 @@ RESPOND = "lipdeploy.respond"
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. ``begun`` is when the request began whose headers are not complete, on the loop's clock."""
+    """One connection. ``begun`` is when the request began whose headers are not complete, on the loop's clock.
+
+    An inference request that comes in one piece takes the app's short way: it gets no task and no ASGI messages.
+    """
 
     begun: float | None = None
+    rested: float | None = None
     _header_bytes = 0
+    _body_follows = False
+    _short: Any = None
 
     def connection_made(self, transport: Any) -> None:
         """A connection owes a request from its first moment."""
         super().connection_made(transport)
         self.begun = self.loop.time()
 
+    def data_received(self, data: bytes) -> None:
+        """Bytes arrived; a request that they leave without an end takes the long way, which can wait for it."""
+        super().data_received(data)
+        cycle, self._short = self._short, None
+        if cycle is not None:
+            self._start_task(cycle, self.app)
+
     def on_message_begin(self) -> None:
         """Start counting."""
         super().on_message_begin()
-        self.begun, self._header_bytes = self.loop.time(), 0
+        self.begun, self.rested, self._header_bytes = self.loop.time(), None, 0
 
     def on_url(self, url: bytes) -> None:
         """Collect the target, which arrives in pieces."""
@@ -40,12 +55,34 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header."""
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The request is on its way."""
-        self.begun = None
+        self.begun, self._body_follows = None, True
         super().on_headers_complete()
+        self._body_follows = False
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        super().on_message_complete()
+        self._answer_shortly()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or note the time: ``rests_too_long`` is asked once a second, and so no request
+        pays for a timer.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self.rested = self.loop.time()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -64,9 +101,39 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        """Offer the app a way to answer in one piece."""
+        """Offer the app a way to answer in one piece; wait for the body where the app needs no task."""
+        now_or_soon = not cycle.more_body or self._body_follows  # a request that waited behind another may lack its end
+        short = isinstance(app, App) and not cycle.waiting_for_100_continue and app.takes_short_way(cycle.scope)
+        if short and now_or_soon:
+            self._short = cycle
+            if not cycle.more_body:
+                self._answer_shortly()
+            return
+        self._start_task(cycle, app)
+
+    def _start_task(self, cycle: Any, app: Any) -> None:
         cycle.scope[RESPOND] = partial(self._respond, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _answer_shortly(self) -> None:
+        cycle, self._short = self._short, None
+        if cycle is None or not isinstance(self.app, App):
+            return
+        body, cycle.body = bytes(cycle.body), bytearray()
+        gone = partial(getattr, cycle, "disconnected")
+        self.app.answer_shortly(cycle.scope, body, gone, partial(self._respond_or_wait, cycle))
+
+    def _respond_or_wait(self, cycle: Any, *answer: Any) -> bool:
+        if not self._respond(cycle, *answer):
+            task = self.loop.create_task(self._respond_slowly(cycle, *answer))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+        return True
+
+    async def _respond_slowly(self, cycle: Any, *answer: Any) -> None:
+        """To a client that leaves its answers lying."""
+        while not self._respond(cycle, *answer):
+            await cycle.flow.drain()
 
     def _respond(
         self, cycle: Any, status: int, fields: Sequence[tuple[bytes, bytes]], body: bytes, close: bool
@@ -102,3 +169,7 @@ class Protocol(HttpToolsProtocol):
     def too_slow(self) -> bool:
         """Whether the headers of a request have been arriving for too long."""
         return self.begun is not None and self.idle and self.loop.time() - self.begun > HEADER_SECONDS
+
+    def rests_too_long(self) -> bool:
+        """Whether a kept connection has been without a request for too long."""
+        return self.rested is not None and self.idle and self.loop.time() - self.rested > self.timeout_keep_alive

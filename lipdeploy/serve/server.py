@@ -237,7 +237,7 @@ class Server(uvicorn.Server):
         """Ten times a second; once a second, close connections that never get to the point."""
         if counter % 10 == 0:
             for connection in list(self.server_state.connections):
-                if isinstance(connection, Protocol) and connection.too_slow():
+                if isinstance(connection, Protocol) and (connection.too_slow() or connection.rests_too_long()):
                     connection.transport.close()
         return await super().on_tick(counter)
 

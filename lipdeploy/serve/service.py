@@ -173,7 +173,7 @@ class Service:
         gone: Callable[[], bool] | None = None,
         client: str | None = None,
     ) -> Pending:
-        """Check a request and queue it; whoever calls this must await ``answer``.
+        """Check a request and queue it; whoever calls this must await ``answer``, or call ``finish`` when it is done.
 
         ``gone()`` tells whether the client still listens; ``client`` names it where a quota applies.
         """
@@ -191,24 +191,27 @@ class Service:
 
     async def answer(self, pending: Pending) -> oip.Answer:
         """Wait for the batches that answer a request."""
-        model, ticket = pending.model, pending.ticket
-        self.inflight += 1
-        self._inflight.value += 1.0
         try:
-            parts = await ticket.future
+            await pending.ticket.future
+        except asyncio.CancelledError:
+            self._leave(pending)
+            raise
+        except Exception:  # ``finish`` says what it means
+            return self.finish(pending)
+        return self.finish(pending)
+
+    def finish(self, pending: Pending) -> oip.Answer:
+        """The answer, once the ticket's future is done. Raises ``RequestProblem`` where there is none."""
+        model, ticket = pending.model, pending.ticket
+        self._leave(pending)
+        try:
+            parts = ticket.future.result()
         except Exception as error:
             problem = of_failure(error)
             if problem is not error and problem.status == 500:
                 event("inference failed", 40, error, model=model.name, version=model.version)
             self._failed(model, problem, pending.started)
             raise problem from error
-        finally:
-            self.inflight -= 1
-            self._inflight.value -= 1.0
-            if pending.client is not None:
-                self._waiting[pending.client] -= ticket.rows
-                if not self._waiting[pending.client]:
-                    del self._waiting[pending.client]
         answer = self._answered(pending, parts)
         seconds = time.perf_counter() - pending.started
         model.requests["200"].value += 1.0
@@ -218,6 +221,15 @@ class Service:
         counts.request_ns += int(seconds * 1e9)
         counts.queue_ns += int(ticket.queued_seconds * 1e9)
         return answer
+
+    def _leave(self, pending: Pending) -> None:
+        """What was accepted is over, one way or the other."""
+        self.inflight -= 1
+        self._inflight.value -= 1.0
+        if pending.client is not None:
+            self._waiting[pending.client] -= pending.ticket.rows
+            if not self._waiting[pending.client]:
+                del self._waiting[pending.client]
 
     def _submitted(
         self,
@@ -242,6 +254,8 @@ class Service:
             deadline=None if seconds is None else started + seconds,
             gone=gone,
         )  # fmt: skip
+        self.inflight += 1
+        self._inflight.value += 1.0
         if client is not None:
             self._waiting[client] = self._waiting.get(client, 0) + rows
         return Pending(model, request, outputs, epsilon, ticket, client, started)

@@ -14,6 +14,7 @@ class Tracer:
     """Opens a server span around a request, continuing the caller's ``traceparent``; or does nothing."""
 
     def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
         self._trace: Any = None
         if not wanted:
             return

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from lipdeploy.serve import asgi, openapi
+from lipdeploy.serve import openapi, routes
 from tests.serve.conftest import CLASSIFIER, Client, Reply, Serve, binary_request, json_request
 
 ROWS = [[1.0, 2.0, 3.0, 4.0]]
@@ -67,14 +67,14 @@ def test_every_route_is_described_and_every_description_is_a_route(document: Any
         (path.replace("{model}", "net").replace("{version}", "1"), method) for path, method, _ in operations(document)
     }
     for path, method in described:
-        found = asgi.route(path)
+        found = routes.route(path)
         assert found is not None and method.upper() in found.methods, (method, path)
-    for path, found in asgi.PLAIN.items():
+    for path, found in routes.PLAIN.items():
         assert (path, found.methods[0].lower()) in described
-    for action, (_, methods) in asgi.MODEL_ROUTES.items():
+    for action, (_, methods) in routes.MODEL_ROUTES.items():
         for base in ("/v2/models/net", "/v2/models/net/versions/1"):
             assert (base + (f"/{action}" if action else ""), methods[0].lower()) in described
-    for action in asgi.ADMIN_ROUTES:
+    for action in routes.ADMIN_ROUTES:
         assert (f"/v2/repository/models/net/{action}", "post") in described
 
 

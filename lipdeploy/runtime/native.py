@@ -1,4 +1,4 @@
-"""The library's own functions around the float64 program: the same numbers as NumPy's, in two calls instead of thirty.
+"""The library's own functions around the programs: the same numbers as NumPy's, in one or two calls instead of thirty.
 
 With the caches full of weights, thirty array operations cost up to a quarter of a small network. The meaning stays in
 ``lipdeploy/verify/radius.py``: a session compares both bit for bit before it answers, and takes NumPy's way for
@@ -21,13 +21,23 @@ Array = np.ndarray[Any, Any]
 POINTER, WHOLE, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
+class Constants(ctypes.Structure):
+    """``Rule`` of f64_radius.cc."""
+
+    _fields_ = [
+        ("denominators", POINTER), ("classes", WHOLE), ("columns", WHOLE),
+        ("factor", REAL), ("slope", REAL), ("offset", REAL), ("ceiling", REAL),
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Native:
-    """``widen`` and ``radii`` of one library."""
+    """``widen``, ``radii`` and ``answers`` of one library."""
 
     path: str
     widen_function: Any
     radii_function: Any
+    answers_function: Any
 
     def widened(self, x: Array) -> tuple[Array, Array]:
         """A contiguous float32 array in float64, and upper bounds of the ℓ2 norms of its rows."""
@@ -62,18 +72,48 @@ class NativeRule:
         return CertifiedRows(out[2].view(np.int64), out[0], out[1])
 
 
+@dataclass(frozen=True)
+class NativeAnswers:
+    """Lengths, margins and radii of a float32 program's rows in one call: what ``widened`` and ``rows`` say in two."""
+
+    native: Native
+    rule: NativeRule
+    constants: Constants
+    address: int
+
+    def rows(self, x: Array, scores: Array, wanted: float) -> tuple[CertifiedRows, Array, int] | None:
+        """Certified rows, upper bounds of ‖x‖, and how many radii are below ``wanted`` (zero, where that is 0).
+
+        ``x`` (batch, ...) and ``scores`` (batch, classes) are float32. ``None`` where the case is not plain.
+        """
+        count = len(x)
+        plain = scores.dtype == x.dtype == np.float32 and scores.flags.c_contiguous and x.flags.c_contiguous
+        sizes = scores.shape == (count, self.constants.classes) and x.size == count * self.constants.columns
+        if not (plain and sizes and count):
+            return None
+        out = np.empty((4, count), np.float64)  # one allocation: labels are as wide as radii
+        given = self.address, x.ctypes.data, scores.ctypes.data, count, wanted, out.ctypes.data
+        unsure = self.native.answers_function(*given)
+        if unsure < 0:
+            return None
+        return CertifiedRows(out[2].view(np.int64), out[0], out[1]), out[3], unsure
+
+
 def native_of(library: OperatorLibrary | None) -> Native | None:
     """The functions of a library that has them; ``IntegrityError`` when they do not agree with NumPy on probes."""
     if library is None:
         return None
     handle = ctypes.CDLL(library.path)
-    if not (hasattr(handle, "lipdeploy_f64_widen") and hasattr(handle, "lipdeploy_f64_radii")):
+    names = ("lipdeploy_f64_widen", "lipdeploy_f64_radii", "lipdeploy_f32_answers")
+    if not all(hasattr(handle, name) for name in names):
         return None
-    widen, radii = handle.lipdeploy_f64_widen, handle.lipdeploy_f64_radii
+    widen, radii, answers = (getattr(handle, name) for name in names)
     widen.argtypes = [POINTER, WHOLE, WHOLE, REAL, POINTER, POINTER]
     radii.argtypes = [POINTER, POINTER, POINTER, WHOLE, WHOLE, REAL, REAL, REAL, POINTER, POINTER, POINTER]
+    answers.argtypes = [POINTER, POINTER, POINTER, WHOLE, REAL, POINTER]
     widen.restype = radii.restype = ctypes.c_int32
-    native = Native(library.path, widen, radii)
+    answers.restype = WHOLE
+    native = Native(library.path, widen, radii, answers)
     _check_widening(native)
     return native
 
@@ -92,6 +132,39 @@ def native_rule(rule: RadiusRule | None, native: Native | None) -> RadiusRule | 
         if not all(same):
             raise IntegrityError(f"{native.path}: its radii are not those of the definition", hint=REINSTALL)
     return fast
+
+
+def native_answers(rule: RadiusRule | NativeRule | None, columns: int) -> NativeAnswers | None:
+    """``rule`` for a float32 program with ``columns`` values in a row; ``IntegrityError`` when it differs on probes."""
+    if not isinstance(rule, NativeRule):
+        return None
+    plain = rule.rule
+    sizes = rule.denominators, len(plain.denominators), columns
+    constants = Constants(*sizes, length_factor(columns), plain.slope, plain.offset, plain.ceiling)
+    fast = NativeAnswers(rule.native, rule, constants, ctypes.addressof(constants))
+    random = np.random.default_rng(1)
+    for logits, _ in _probes(plain):
+        with np.errstate(over="ignore"):
+            scores = logits.astype(np.float32)
+        scores = scores[np.isfinite(scores).all(axis=1)]
+        x = (random.standard_normal((len(scores), columns)) * 10.0 ** random.uniform(-9, 9)).astype(np.float32)
+        wanted = random.choice([0.0, 1e-6])
+        _compare(fast, x, scores, wanted)
+    return fast
+
+
+def _compare(fast: NativeAnswers, x: Array, scores: Array, wanted: float) -> None:
+    if not len(x):
+        return
+    norms = fast.native.widened(x)[1]
+    one, found = fast.rule.rule.rows(scores, norms), fast.rows(x, scores, wanted)
+    if found is not None:
+        other, lengths, unsure = found
+        pairs = (one.label, other.label), (one.margin, other.margin), (one.radius, other.radius), (norms, lengths)
+        same = all(a.tobytes() == b.tobytes() for a, b in pairs)
+        if same and unsure == np.count_nonzero(~((one.radius > 0.0) & (one.radius >= wanted))):
+            return
+    raise IntegrityError(f"{fast.native.path}: its radii are not those of the definition", hint=REINSTALL)
 
 
 def _check_widening(native: Native) -> None:

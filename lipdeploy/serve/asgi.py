@@ -272,7 +272,7 @@ class App:
 
     @staticmethod
     def _check_body(headers: Headers, limit: int, size: int = 0) -> int:
-        """How long the body will be at most. Raises 415 for a compressed one, 413 for one that is or says it is too long."""
+        """How long the body can be. Raises 415 where it is compressed, 413 where it is, or says it is, too long."""
         encoding = headers.get(b"content-encoding")
         if encoding is not None and encoding.lower() != b"identity":
             raise RequestProblem(415, "compressed bodies are not taken")

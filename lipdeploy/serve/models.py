@@ -25,6 +25,7 @@ from lipdeploy.serve.metrics import Metrics
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.settings import Settings
 from lipdeploy.verify import TensorSpec, certificate
+from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.radius import float32_down
 from lipdeploy.verify.rounding import decimal_up
 
@@ -34,6 +35,7 @@ Result = TypeVar("Result")
 PLATFORM = "onnx_onnxv1"
 LARGEST = np.finfo(np.float32).max
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+VERIFYING = "verifying"  # how the reason of a slot begins meanwhile
 DEFAULT_OUTPUTS = ("label", "radius", "certified", "abstain")
 CLASS_OUTPUTS: Mapping[str, str] = {
     "label": "INT64",
@@ -118,13 +120,21 @@ class ModelVersion:
     """One file behind one name and version, verified; ``batcher`` answers. Built off the loop, used on it."""
 
     def __init__(
-        self, name: str, version: str, path: str, settings: Settings, metrics: Metrics, executor: Executor | None = None
+        self,
+        name: str,
+        version: str,
+        path: str,
+        settings: Settings,
+        metrics: Metrics,
+        executor: Executor | None = None,
+        watch: Watch | None = None,
     ) -> None:
         started = time.perf_counter()
         self.name, self.version, self.settings = name, version, settings
         self.session = CertifiedSession(
             path, norm=settings.norm, max_lipschitz=settings.max_lipschitz, certify=settings.certify,
             providers=settings.providers, threads=settings.threads, spinning=False,  # idle threads sleep
+            watch=watch,
         )  # fmt: skip
         self.inputs: tuple[TensorSpec, ...] = self.session.inputs
         self.inputs_by_name = {spec.name: (spec, oip.datatype_of(spec.dtype)) for spec in self.inputs}
@@ -272,7 +282,7 @@ class ModelVersion:
 
 @dataclass
 class Slot:
-    """A name and version: what state it is in, and what answers."""
+    """A name and version: what state it is in, and what answers. ``proven`` is how much of its proof is done, 0 … 1."""
 
     name: str
     version: str
@@ -281,6 +291,13 @@ class Slot:
     model: ModelVersion | None = None
     error: BaseException | None = None
     since: float = field(default_factory=time.monotonic)
+    proven: float = 0.0
+
+    def watch(self, node: str, fraction: float) -> None:
+        """Note how far the proof is; called on the thread that does it."""
+        self.proven = fraction
+        if self.reason.startswith(VERIFYING):  # not when it was unloaded meanwhile
+            self.reason = f"{VERIFYING}, {fraction:.0%} done, at node '{node}'"
 
 
 class Repository:
@@ -365,12 +382,12 @@ class Repository:
 
     async def _load_version(self, name: str, version: str, path: str) -> BaseException | None:
         slot = self._slot(name, version)
-        slot.reason, slot.since = "verifying", time.monotonic()
+        slot.reason, slot.since, slot.proven = VERIFYING, time.monotonic(), 0.0
         if slot.model is None:
             slot.state = LOADING
         event("verifying", model=name, version=version, path=path)
         try:
-            build = partial(ModelVersion, name, version, path, self.settings, self.metrics, self._executor)
+            build = partial(ModelVersion, name, version, path, self.settings, self.metrics, self._executor, slot.watch)
             model = await _beside(build)
         except Exception as error:
             self._failed(slot, error)
@@ -402,7 +419,7 @@ class Repository:
             code=getattr(error, "code", ""), kept=slot.model is not None,
         )  # fmt: skip
         if slot.model is None:
-            slot.state, slot.reason, slot.error = UNAVAILABLE, message, error
+            slot.state, slot.reason, slot.error, slot.proven = UNAVAILABLE, message, error, 0.0
         else:
             slot.reason = f"still the old one; reload failed: {message}"
         self._refresh(slot.name)

@@ -95,7 +95,7 @@ class Service:
     # State.
 
     def readiness(self) -> dict[str, Any]:
-        """``ready``; where it is false also ``reason``, ``progress`` (0 … 1) and what every model waits for."""
+        """``ready``; where it is false also ``reason``, ``progress`` (0 … 1, of all proofs) and what each waits for."""
         missing = self.repository.missing()
         if self.draining:
             return {"ready": False, "reason": "draining", "error": "draining", "progress": 1.0}
@@ -103,11 +103,11 @@ class Service:
             return {"ready": True}
         slots = list(self.repository.slot_list())
         failed = [slot for slot in missing if slot.error is not None]
-        progress = round(1.0 - len(missing) / len(slots), 3)
+        progress = round(1.0 - sum(1.0 - slot.proven for slot in missing) / len(slots), 3)
         first = failed[0] if failed else missing[0]
         seconds = time.monotonic() - first.since
         reason = f"model '{first.name}' version {first.version}: {first.reason}"
-        reason += "" if failed else f" for {seconds:.1f} s ({progress:.0%} of the models are ready)"
+        reason += "" if failed else f" for {seconds:.1f} s ({progress:.0%} of all models)"
         return {"ready": False, "reason": reason, "error": reason, "progress": progress, "models": self.index()}
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:

@@ -189,8 +189,10 @@ def float32_down(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.fl
     exact = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):
         nearest = exact.astype(np.float32)
-    lower = np.nextafter(nearest, np.float32(-np.inf))
-    return np.where(nearest.astype(np.float64) > exact, lower, nearest).astype(np.float32)
+    above = nearest > exact  # compared in float64
+    if above.any():
+        nearest[above] = np.nextafter(nearest[above], np.float32(-np.inf))
+    return nearest
 
 
 def _up(values: Any) -> Array:

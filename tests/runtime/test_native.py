@@ -12,7 +12,7 @@ import pytest
 
 from lipdeploy.errors import IntegrityError
 from lipdeploy.runtime.library import find_library
-from lipdeploy.runtime.native import NativeRule, native_of, native_rule
+from lipdeploy.runtime.native import NativeRule, native_answers, native_of, native_rule
 from lipdeploy.verify import ErrorBound
 from lipdeploy.verify.radius import radius_rule
 
@@ -81,6 +81,37 @@ def test_lengths_are_upper_bounds_and_values_stay(native, columns):
     assert native.widened(x[:0])[1].shape == (0,)
 
 
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("wanted", [0.0, 0.5])
+def test_answers_in_one_call_are_the_two_calls(native, classes, wanted):
+    random = np.random.default_rng(3)
+    made = rule(classes, error=ErrorBound(1e-4, 1e-6, 1e30))
+    fast = native_answers(native_rule(made, native), 37)
+    scores = np.round(random.standard_normal((5000, classes)) * 4.0, 1).astype(np.float32)
+    x = (random.standard_normal((5000, 37)) * 10.0 ** random.uniform(-30, 30, (5000, 1))).astype(np.float32)
+    rows, lengths, unsure = fast.rows(x, scores, wanted)
+    expected = made.rows(scores, native.widened(x)[1])
+    for name in ("label", "margin", "radius"):
+        assert getattr(rows, name).tobytes() == getattr(expected, name).tobytes()
+    assert lengths.tobytes() == native.widened(x)[1].tobytes()
+    sure = expected.radius >= wanted if wanted else expected.radius > 0.0
+    assert unsure == (~sure).sum() and sure.any() and unsure
+
+
+@pytest.mark.parametrize("place", ["x", "scores"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_call_declines_what_is_not_finite_or_of_another_size(native, place, value):
+    fast = native_answers(native_rule(rule(3), native), 4)
+    given = {"x": np.ones((2, 4), np.float32), "scores": np.eye(2, 3, dtype=np.float32)}
+    assert fast.rows(**given, wanted=0.0) is not None
+    assert fast.rows(given["x"][:, :3].copy(), given["scores"], 0.0) is None
+    assert fast.rows(given["x"][:, ::-1], given["scores"], 0.0) is None
+    assert fast.rows(given["x"], given["scores"][:, :2].copy(), 0.0) is None
+    assert fast.rows(given["x"].astype(np.float64), given["scores"], 0.0) is None
+    given[place][1, 1] = value
+    assert fast.rows(**given, wanted=0.0) is None
+
+
 LIES = {
     "a radius that is one unit too large": "radius[r] = n > 0 ? nextafter(n, 1e308) : n;",
     "a radius for a tie": "radius[r] = n > 0 ? n : 1e-300;",
@@ -112,10 +143,31 @@ int32_t lipdeploy_f64_radii(const double* s, const double* norms, const double* 
   }
   return 0;
 }
+int64_t lipdeploy_f32_answers(const void* constants, const float* x, const float* s, int64_t rows, double wanted,
+    double* answers) {
+  const struct { const double* d; int64_t k, columns; double factor, slope, offset, ceiling; } *rule = constants;
+  double scores[64 * 64], w[64 * 64];
+  int64_t unsure = 0;
+  for (int64_t i = 0; i < rows * rule->k; ++i) scores[i] = s[i];
+  lipdeploy_f64_widen(x, rows, rule->columns, rule->factor, w, answers + 3 * rows);
+  lipdeploy_f64_radii(scores, answers + 3 * rows, rule->d, rows, rule->k, rule->slope, rule->offset, rule->ceiling,
+                      (int64_t*)(answers + 2 * rows), answers, answers + rows);
+  ANSWER
+  for (int64_t r = 0; r < rows; ++r) unsure += !(answers[rows + r] > 0 && answers[rows + r] >= wanted);
+  return unsure;
+}
 """
+LIES_AT_ONCE = {
+    "a length that is too short": "answers[3 * rows] *= 0.5;",
+    "a radius that is one unit too large": "answers[rows] = nextafter(answers[rows], 1e308);",
+    "a margin that is one unit too large": "answers[0] = nextafter(answers[0], 1e308);",
+    "another label": "((int64_t*)(answers + 2 * rows))[rows - 1] ^= 1;",
+    "nobody is unsure": "return 0;",
+    "it always declines": "return -1;",
+}
 
 
-def compiled(tmp_path, lie):
+def compiled(tmp_path, lie, answer=""):
     path = tmp_path / "library.so"
     command = [
         shutil.which("gcc") or "cc",
@@ -129,7 +181,12 @@ def compiled(tmp_path, lie):
         "-o",
         str(path),
     ]
-    subprocess.run([*command, "-lm"], input=SOURCE.replace("LIE", lie).encode(), check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-lm"],
+        input=SOURCE.replace("LIE", lie).replace("ANSWER", answer).encode(),
+        check=True,
+        capture_output=True,
+    )
     library = find_library()
     if library is None:
         pytest.skip("the operator library was not built")
@@ -144,3 +201,14 @@ def test_an_honest_library_of_another_maker_is_believed(tmp_path):
 def test_a_lying_library_is_found_out(tmp_path, lie):
     with pytest.raises(IntegrityError, match="its radii are not those of the definition"):
         native_rule(rule(), compiled(tmp_path, LIES[lie]))
+
+
+@pytest.mark.parametrize("lie", LIES_AT_ONCE)
+def test_a_library_that_lies_in_one_call_is_refused(tmp_path, lie):
+    fast = native_rule(rule(), compiled(tmp_path, "radius[r] = n;", LIES_AT_ONCE[lie]))
+    with pytest.raises(IntegrityError, match="are not those of the definition"):
+        native_answers(fast, 16)
+
+
+def test_an_honest_library_is_believed_in_one_call(tmp_path):
+    assert native_answers(native_rule(rule(), compiled(tmp_path, "radius[r] = n;")), 16) is not None

@@ -65,6 +65,27 @@ def test_live_at_once_ready_when_verified(serve: Serve, held: threading.Event) -
     assert client.post(INFER, json_request(ROWS)).status == 200
 
 
+def test_progress_is_that_of_the_proofs(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, told, go = models.CertifiedSession, threading.Event(), threading.Event()
+
+    def slow(*words: Any, watch: Any, **options: Any) -> Any:
+        watch("dense", 0.5)
+        told.set()
+        assert go.wait(20)
+        return build(*words, watch=watch, **options)
+
+    monkeypatch.setattr(models, "CertifiedSession", slow)
+    client = serve({"net": CLASSIFIER, "second": CLASSIFIER}, wait=False)
+    client.get("/v2/health/live")  # verification begins with the first request
+    assert told.wait(20)
+    state = client.get("/v2/health/ready").json
+    assert state["progress"] == 0.25  # half of the first of two
+    assert "verifying, 50% done, at node 'dense'" in state["reason"]
+    assert "50% done" in state["models"][0]["reason"]
+    go.set()
+    assert until(client, 200).json == {"ready": True}
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "phrase"),
     [(UNKNOWN, {}, "Det3"), (CLASSIFIER, {"max_lipschitz": 0.01}, "exceeds"), ("junk", {}, "not an ONNX model")],

@@ -5,8 +5,8 @@ random orthogonal layers, one thread for inference. Contenders take turns in rou
 "bare" is this server around the float32 program alone: no float64, no radius, no certificate (the label is an argmax),
 so that the rows above it show what the guarantee costs. "triton" (Python backend), "kserve" and "mlserver" are those
 servers around the same program without certificates, where ``make conformance`` has built their environments; MLServer
-is asked in JSON, because it takes nothing else. Nine rows in ten are far from the decision boundary, so that float32
-certifies them (``adaptive`` answers those in float32 alone).
+is asked in JSON, because it takes nothing else. All rows are such that float32 certifies them; only "escalating" gets
+rows at a decision boundary: an ``adaptive`` server takes each of them through float64 as well, its dearest case.
 
 ``--rounds N --seconds S --only NAME --clients 1,8,32``.
 """
@@ -40,7 +40,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "bench")]
 
-OURS = ("adaptive", "f64", "f32", "bare")
+OURS = ("adaptive", "escalating", "f64", "f32", "bare")
 FOREIGN = ("triton", "kserve", "mlserver")
 CONTENDERS = (*OURS, *FOREIGN)
 READY_SECONDS = 90.0
@@ -70,7 +70,7 @@ def main() -> None:
     if given.serve:
         raise SystemExit(serve(*given.serve))
     with tempfile.TemporaryDirectory() as folder:
-        model, rows = exported(Path(folder))
+        model, *rows = exported(Path(folder))
         names = [name for name in given.only or CONTENDERS if name in OURS or environment(name) is not None]
         bench(model, rows, names, [int(n) for n in given.clients.split(",")], given)
         for name in set(given.only or CONTENDERS) - set(names):
@@ -80,14 +80,15 @@ def main() -> None:
 def bench(model: Path, rows: Any, names: Any, clients: list[int], given: argparse.Namespace) -> None:
     """Interleaved rounds, then the table."""
     servers = {name: Server(model, name) if name in OURS else ForeignServer(model, name) for name in names}
-    binary, text = [request(row) for row in rows], [request_in_json(row) for row in rows]
+    certain, boundary = rows
+    sent = {name: [request(row) for row in (boundary if name == "escalating" else certain)] for name in names}
+    sent |= {name: [request_in_json(row) for row in certain] for name, server in servers.items() if server.json}
     found: dict[tuple[str, int], list[Measured]] = {}
     try:
-        for server, count in itertools.product(servers.values(), clients):
-            load(server, count, text if server.json else binary, requests=WARM_REQUESTS)
+        for (name, server), count in itertools.product(servers.items(), clients):
+            load(server, count, sent[name], requests=WARM_REQUESTS)
         for _, count, (name, server) in itertools.product(range(given.rounds), clients, servers.items()):
-            bodies = text if server.json else binary
-            found.setdefault((name, count), []).append(load(server, count, bodies, seconds=given.seconds))
+            found.setdefault((name, count), []).append(load(server, count, sent[name], seconds=given.seconds))
     finally:
         for server in servers.values():
             server.stop()
@@ -312,18 +313,36 @@ def request_in_json(row: Any) -> bytes:
     return b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", body])
 
 
-def exported(folder: Path) -> tuple[Path, Any]:
-    """The model of the goals, and rows that float32 certifies for the most part."""
+def exported(folder: Path) -> tuple[Path, Any, Any]:
+    """The model of the goals, rows that float32 certifies, and rows that it does not."""
     import modes
     import torch
 
-    from lipdeploy import export
+    from lipdeploy import CertifiedSession, export
 
     torch.manual_seed(0)
     _, module, shape, _ = modes.networks()[0]
     export(module, torch.rand(2, *shape), folder / "model.onnx")
     random = np.random.default_rng(0).random((256, *shape), dtype=np.float32)
-    return folder / "model.onnx", modes.certain_rows(module, random)
+    session = CertifiedSession(str(folder / "model.onnx"), certify="adaptive", threads=1)
+    rows = modes.certain_rows(module, random)
+    certain = rows[session.predict(rows).program == "f32"]
+    boundary = at_boundary(session, certain)
+    boundary = boundary[session.predict(boundary).program == "f64"]
+    assert len(certain) > 100 and len(boundary) > 10
+    return folder / "model.onnx", certain[:, None], boundary[:, None]
+
+
+def at_boundary(session: Any, rows: Any) -> Any:
+    """Points between rows of different classes at which the float32 program's label changes, by bisection."""
+    label = session.predict(rows).label
+    apart = np.flatnonzero(label != np.roll(label, 1))
+    one, other = rows[apart], np.roll(rows, 1, axis=0)[apart]
+    for _ in range(40):
+        middle = (one + other) / np.float32(2)
+        same = (session.predict(middle).label == label[apart])[:, None]
+        one, other = np.where(same, middle, one), np.where(same, other, middle)
+    return one
 
 
 def serve(model: str, mode: str) -> int:
@@ -333,7 +352,8 @@ def serve(model: str, mode: str) -> int:
     logs.configure("info")
     if mode == "bare":
         models.ModelVersion.run = bare_run
-    settings = Settings(models=model_sources([model]), threads=1, certify="f32" if mode == "bare" else mode)
+    certify = {"bare": "f32", "escalating": "adaptive"}.get(mode, mode)
+    settings = Settings(models=model_sources([model]), threads=1, certify=certify)
     return server.run(settings, server.Binding(port=0))
 
 

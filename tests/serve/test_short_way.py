@@ -1,0 +1,160 @@
+"""An inference request that comes in one piece takes a shorter way through the server, and gets the same answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lipdeploy.serve import asgi, oip
+from tests.serve.conftest import CLASSIFIER, Client, Serve, binary_request, json_request, write
+from tests.serve.processes import Connection, ask, serving
+
+INFER = "/v2/models/net/infer"
+ROWS = np.array([[1.0, 0.5, -0.25, 2.0], [0.1, 0.2, 0.3, 0.4]], np.float32)
+BINARY, HEADERS = binary_request(ROWS)
+JSON = json.dumps(json_request(ROWS)).encode()
+LENGTH = ("Inference-Header-Content-Length", HEADERS["inference_header_content_length"])
+
+REQUESTS: dict[str, tuple[str, str, list[tuple[str, str]], bytes, int]] = {
+    "JSON": ("POST", INFER, [], JSON, 200),
+    "binary": ("POST", INFER, [LENGTH], BINARY, 200),
+    "a version": ("POST", "/v2/models/net/versions/1/infer", [], JSON, 200),
+    "an id": ("POST", INFER, [("X-Request-Id", "abc-1")], JSON, 200),
+    "an unusable id": ("POST", INFER, [("X-Request-Id", "a b")], JSON, 200),
+    "an escaped path": ("POST", "/v2/models/n%65t/infer", [], JSON, 200),
+    "a query": ("POST", INFER + "?a=b", [], JSON, 200),
+    "no model": ("POST", "/v2/models/nobody/infer", [], JSON, 404),
+    "no version": ("POST", "/v2/models/net/versions/7/infer", [], JSON, 404),
+    "no route": ("POST", "/v2/infer", [], JSON, 404),
+    "no JSON": ("POST", INFER, [], b"{" + JSON, 400),
+    "an empty body": ("POST", INFER, [], b"", 400),
+    "NaN": ("POST", INFER, [LENGTH], BINARY[:-4] + b"\xff\xff\xff\xff", 400),
+    "too short": ("POST", INFER, [LENGTH], BINARY[:-4], 400),
+    "compressed": ("POST", INFER, [("Content-Encoding", "gzip")], JSON, 415),
+    "one header twice": ("POST", INFER, [LENGTH, LENGTH], BINARY, 400),
+    "too large": ("POST", INFER, [], JSON + b" " * 70_000, 413),
+    "GET": ("GET", INFER, [], b"", 405),
+    "a wrong certificate": (
+        "POST", INFER, [],
+        json.dumps(json_request(ROWS, parameters={"lipdeploy_require_certificate": "0" * 64})).encode(), 409,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that takes bodies of 64 KiB."""
+    net = write(tmp_path_factory.mktemp("net") / "net.onnx", CLASSIFIER)
+    with serving(net, "--threads", 1, "--max-body-bytes", 65536) as server:
+        _, port = server.listening()
+        server.event("ready")
+        yield port
+
+
+def written(method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> tuple[bytes, bytes]:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers)]
+    return ("\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])).encode(), body
+
+
+def answered(port: int, *pieces: bytes) -> tuple[int, dict[str, str], bytes]:
+    connection = Connection(port)
+    connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for number, piece in enumerate(pieces):
+        if number:
+            time.sleep(0.05)
+        connection.socket.sendall(piece)
+    answer = connection.answer()
+    connection.close()
+    return answer.status, dict(answer.headers), answer.body
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_both_ways_say_the_same(shared: int, name: str) -> None:
+    *request, status = REQUESTS[name]
+    head, body = written(*request)
+    whole, pieces = answered(shared, head + body), answered(shared, head, *([body] if body else []))
+    assert whole == pieces
+    assert whole[0] == status
+
+
+def test_the_short_way_was_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise the comparison above compares nothing."""
+    from lipdeploy.serve import Settings, model_sources, server
+    from lipdeploy.serve.asgi import App
+
+    ways: list[str] = []
+    for name in ("answer_shortly", "_infer"):
+        taken = getattr(App, name)
+        monkeypatch.setattr(App, name, lambda *a, _taken=taken, _name=name, **k: ways.append(_name) or _taken(*a, **k))
+    listener = server.bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    service = server.Service(Settings(models=model_sources([write(tmp_path / "net.onnx", CLASSIFIER)]), threads=1))
+    running = server.Server(service, server.Binding(), "all")
+    thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    while ask(port, "GET", "/v2/health/ready").status != 200:
+        time.sleep(0.02)
+    head, body = written("POST", INFER, [], JSON)
+    one, two = answered(port, head + body), answered(port, head, body)
+    running.should_exit = running.hurry = True
+    thread.join(20)
+    assert (one[0], one[2]) == (two[0], two[2]) == (200, one[2])
+    assert ways == ["answer_shortly", "_infer"]
+
+
+def test_a_pipelined_request_without_its_end_is_waited_for(shared: int) -> None:
+    head, body = written("POST", INFER, [], JSON)
+    connection = Connection(shared)
+    connection.socket.sendall(head + body + head + body[:30])
+    assert connection.answer().status == 200
+    time.sleep(0.05)
+    connection.socket.sendall(body[30:] + head + body)
+    assert [connection.answer().status for _ in range(2)] == [200, 200]
+    connection.close()
+
+
+def test_a_client_that_leaves_its_answers_lying_gets_them_all(shared: int) -> None:
+    """More answers than the socket's buffers hold: the server waits for the client, and loses none."""
+    count, rows = 400, np.ones((700, 4), np.float32)
+    body, headers = binary_request(rows, outputs=[{"name": "logits"}, {"name": "radius"}])
+    head, body = written("POST", INFER, [(LENGTH[0], headers["inference_header_content_length"])], body)
+    connection = Connection(shared)
+    connection.socket.settimeout(60)
+
+    def send() -> None:
+        for _ in range(count):
+            connection.socket.sendall(head + body)
+
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    time.sleep(1.0)  # long enough for the buffers to fill
+    answers = [connection.answer() for _ in range(count)]
+    sending.join(60)
+    connection.close()
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("size", [10, 20_000])
+def test_much_json_is_read_beside_the_loop(net: Client, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    threads: list[threading.Thread] = []
+    parse = oip.parse
+    monkeypatch.setattr(asgi, "LOOP_JSON", 10_000)
+    monkeypatch.setattr(oip, "parse", lambda *words: threads.append(threading.current_thread()) or parse(*words))
+    request: Any = json_request(ROWS, parameters={"padding": "x" * size})
+    assert net.post(INFER, request).status == 200
+    looped = asyncio.run_coroutine_threadsafe(_thread(), net.loop).result(5)
+    assert (threads == [looped]) == (size < 10_000)
+
+
+async def _thread() -> threading.Thread:
+    return threading.current_thread()

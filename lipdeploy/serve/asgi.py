@@ -165,7 +165,7 @@ class App:
         """Whether ``answer_shortly`` may answer a request, once its body is there."""
         return scope["method"] == "POST" and scope["path"].endswith("/infer") and not self._tracer.wanted
 
-    def answer_shortly(self, scope: Scope, body: bytes, gone: Callable[[], bool], respond: Respond) -> None:
+    def answer_shortly(self, scope: Scope, body: bytes | bytearray, gone: Callable[[], bool], respond: Respond) -> None:
         """Answer through ``respond(status, fields, body, close)``, now or when the queue has the result."""
         exchange = Exchange(scope)
         try:
@@ -183,7 +183,7 @@ class App:
             response = self._failure(error, exchange)
         self._respond(exchange, response, respond)
 
-    def _accepted(self, found: Route, exchange: Exchange, body: bytes, gone: Callable[[], bool]) -> Pending:
+    def _accepted(self, found: Route, exchange: Exchange, body: bytes | bytearray, gone: Callable[[], bool]) -> Pending:
         headers = exchange.headers
         try:
             self._check_body(headers, self.service.settings.max_body_bytes, len(body))

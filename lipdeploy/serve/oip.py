@@ -100,8 +100,10 @@ class Answer:
 # Requests.
 
 
-def parse(body: bytes, head_length: int | None = None) -> InferenceRequest:
+def parse(body: bytes | bytearray, head_length: int | None = None) -> InferenceRequest:
     """The request in an HTTP body. Raises ``RequestProblem`` (400) for anything that is not one.
+
+    Binary tensors are views of ``body``, which must not change from now on.
 
     ``head_length`` is the value of ``Inference-Header-Content-Length``, ``None`` where the header is missing.
     """
@@ -111,7 +113,7 @@ def parse(body: bytes, head_length: int | None = None) -> InferenceRequest:
         return InferenceRequest((), binary=True, raw=memoryview(body))
     if head_length > len(body):
         raise bad(f"Inference-Header-Content-Length is {head_length}, and the body has {len(body)} bytes")
-    head = body[:head_length]
+    head = bytes(body[:head_length])
     known = _cached_head(head) if head_length <= CACHED_HEAD else _parse_head(head, binary=True)
     tensors = _with_bytes(known.tensors, body, head_length)
     return InferenceRequest(
@@ -168,7 +170,7 @@ def datatype_of(dtype: np.dtype[Any]) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def _with_bytes(tensors: Sequence[Tensor], body: bytes, offset: int) -> tuple[Tensor, ...]:
+def _with_bytes(tensors: Sequence[Tensor], body: bytes | bytearray, offset: int) -> tuple[Tensor, ...]:
     complete = []
     for tensor in tensors:
         if tensor.values is None:
@@ -189,7 +191,7 @@ def _cached_head(head: bytes) -> InferenceRequest:
     return _parse_head(head, binary=True)
 
 
-def _parse_head(head: bytes, *, binary: bool) -> InferenceRequest:
+def _parse_head(head: bytes | bytearray, *, binary: bool) -> InferenceRequest:
     content = _object(json_value(head), "the request")
     parameters = _parameters(content, "the request")
     everything_binary = _flag(parameters, "binary_data_output", False)
@@ -207,7 +209,7 @@ def _parse_head(head: bytes, *, binary: bool) -> InferenceRequest:
     )
 
 
-def json_value(data: bytes) -> Any:
+def json_value(data: bytes | bytearray) -> Any:
     """Strict JSON: UTF-8, finite numbers, at most 1024 levels."""
     try:
         return orjson.loads(data)

@@ -119,7 +119,7 @@ class Protocol(HttpToolsProtocol):
         cycle, self._short = self._short, None
         if cycle is None or not isinstance(self.app, App):
             return
-        body, cycle.body = bytes(cycle.body), bytearray()
+        body, cycle.body = cycle.body, bytearray()
         gone = partial(getattr, cycle, "disconnected")
         self.app.answer_shortly(cycle.scope, body, gone, partial(self._respond_or_wait, cycle))
 

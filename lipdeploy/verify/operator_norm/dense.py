@@ -95,13 +95,13 @@ def gram_eigenvalue_up(gram: Array, error: float, tau: float | None = None) -> t
     if not (np.all(np.isfinite(gram)) and np.isfinite(error)):
         raise ProofFailed("the Gram matrix overflowed")
     size, allowed = len(gram), np.asarray(error)
-    upper = largest_eigenvalue_up(tau, gram, None, allowed) if tau is not None else None
+    upper = largest_eigenvalue_up(tau, gram, allowed) if tau is not None else None
     if tau is not None and upper is not None:
         return float(upper), tau
     estimate, margin = _top_eigenvalue(gram), max(64 * size * UNIT_ROUNDOFF, 1e-13)
     for attempt in range(ATTEMPTS):
         shift = max(estimate * (1.0 + margin), TINY)
-        upper = largest_eigenvalue_up(shift, gram, None, allowed)
+        upper = largest_eigenvalue_up(shift, gram, allowed)
         if upper is not None:
             return float(upper), shift
         if attempt == 3:

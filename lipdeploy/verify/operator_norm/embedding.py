@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipdeploy.verify.guide import Guide
+from lipdeploy.verify.operator_norm.panels import SINGLE
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.operator_norm.symbol import CHUNK_ENTRIES, Grid, Indices, Symbol, guess
 
@@ -109,16 +110,14 @@ def _estimate(symbol: Symbol, grid: Grid, seen: _Seen | None = None) -> tuple[fl
         [_ranks(symbol, points[start : start + step], grid.torus) for start in range(0, len(points), step)]
     )
     top = np.argsort(ranks)[-REFINED:]
-    return guess(*symbol.grams(points[top], grid.torus)), _Seen(turns, ranks)
+    return guess(symbol.matrices(points[top], grid.torus)), _Seen(turns, ranks)
 
 
 def _ranks(symbol: Symbol, points: Indices, torus: tuple[int, ...]) -> Array:
     """λ_max at each frequency after a few steps of Lanczos' method, in complex64; shape (frequencies,)."""
-    real, imaginary = symbol.grams(points, torus)
     if symbol.size == 1:
-        return np.asarray(real.reshape(len(points), -1).max(axis=1))
-    stack = np.empty(real.shape, np.complex64)
-    stack.real, stack.imag = real, imaginary
+        return np.asarray(symbol.grams(points, torus)[0].reshape(len(points), -1).max(axis=1))
+    stack = symbol.matrices(points, torus, SINGLE)
     return np.asarray(_lanczos(stack, STEPS).reshape(len(points), -1).max(axis=1))
 
 

@@ -1,15 +1,14 @@
 """The largest norm of a kernel's symbol K̂(w) = Σ_b K_b·e^{i b·w} over a grid of frequencies, proven (Lemma D2).
 
 K̂(w)K̂(w)* = Σ_d R_d·e^{i d·w} with the kernel's autocorrelation R_d = Σ_{b − b' = d} K_b·K_b'ᵀ, formed once; each
-frequency then costs one weighted sum and one factorisation. Frequencies are streamed: memory does not grow with the
-image.
+frequency then costs one weighted sum and one factorisation, in binary32 where its norm is well below the largest.
+Frequencies are streamed: memory does not grow with the image.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,15 +19,30 @@ from lipdeploy.verify.bound import Bound
 from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.operator_norm.circle import TABLE_ERROR, unit_circle
 from lipdeploy.verify.operator_norm.dense import lanczos, power_of_two
-from lipdeploy.verify.operator_norm.psd import SQRT2_UP, ProofFailed, largest_eigenvalue_up
+from lipdeploy.verify.operator_norm.panels import (
+    DOUBLE,
+    SINGLE,
+    Layout,
+    Numbers,
+    Precision,
+    ShortenedProduct,
+    compare,
+    hermitian_eigenvalue_up,
+    product,
+)
+from lipdeploy.verify.operator_norm.psd import SQRT2_UP, ProofFailed
 from lipdeploy.verify.operator_norm.sums import TINY, Array, inflate_array, largest, square_sum
 from lipdeploy.verify.rounding import add_up, div_up, down, gamma_up, mul_up, sqrt_up
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 BLOCK = 256
 CHUNK_ENTRIES = 1 << 21  # entries of the Gram matrices of the frequencies that are in memory together
-STACK_ENTRIES = 1 << 17  # of those that are factorised in one call
+STACK_ENTRIES = 1 << 18  # of those that are factorised in one call
 TABLE_ENTRIES = 1 << 27  # of the autocorrelation
+SCREENED_FROM = 320  # rows: smaller matrices are hardly faster in binary32
+SCREENED_TOGETHER = 4  # matrices, before they share the fate of the worst
+PATIENCE = 8  # screens that may fail, beyond those that succeed, before none is tried
+KEPT_BYTES = 31 << 20  # below the 32 MiB at which glibc always maps fresh pages
 MARGIN = 1e-10
 EVERY_FREQUENCY_WORK = 5e10
 ATTEMPTS = 10
@@ -96,44 +110,83 @@ class Symbol:
         )
 
     @cached_property
+    def layout(self) -> Layout:
+        """How Gram matrices are packed."""
+        return Layout(self.size)
+
+    @cached_property
     def tables(self) -> tuple[Array, Array]:
-        """(R_d + R_dᵀ, R_d − R_dᵀ) for every lag (lag 0: R_0 and 0), each (lags, groups·size·size)."""
+        """(R_d + R_dᵀ, R_d − R_dᵀ) for every lag (lag 0: R_0 and 0), packed: each (lags, groups·entries)."""
         entries = len(self.lags) * self.groups * self.size**2
         if entries > TABLE_ENTRIES:
             raise ProofFailed(f"the kernel's autocorrelation has {entries} entries, at most {TABLE_ENTRIES} are formed")
-        even, odd = (np.zeros((len(self.lags), self.groups, self.size, self.size)) for _ in range(2))
+        even, odd = (np.zeros((len(self.lags), self.groups, self.layout.entries)) for _ in range(2))
         for index, lag in enumerate(self.lags):
-            product = _correlation(self._scaled, lag)
-            transposed = np.swapaxes(product, -1, -2)
-            even[index], odd[index] = (product, 0.0) if index == 0 else (product + transposed, product - transposed)
-        shape = (len(self.lags), -1)
-        return even.reshape(shape), odd.reshape(shape)
+            lagged = _correlation(self._scaled, lag)
+            transposed = np.swapaxes(lagged, -1, -2)
+            even[index] = self.layout.pack(lagged + transposed if index else lagged)
+            if index:
+                odd[index] = self.layout.pack(lagged - transposed)
+        return even.reshape(len(self.lags), -1), odd.reshape(len(self.lags), -1)
+
+    @cached_property
+    def _single_tables(self) -> tuple[Numbers, Numbers]:
+        even, odd = self.tables
+        with np.errstate(over="ignore"):
+            return even.astype(np.float32), odd.astype(np.float32)
 
     @cached_property
     def error(self) -> float:
-        """Bound of ‖K̂K̂* − computed‖ at every frequency, for the scaled kernels.
+        """Bound of ‖K̂K̂* − computed‖ at every frequency, for the scaled kernels; the lower triangle counts.
 
         An entry of R_d sums ``products`` products block by block, the weighted sum adds one term per lag, each with a
         phase that errs by e: at most (γ + e)·(S·Sᵀ) with S = Σ_b |K_b| in the real and in the imaginary part, and
         ‖S·Sᵀ‖ ≤ ‖S‖_F².
         """
         kernels, axes = self._scaled, self.kernels.ndim - 3
-        taps = math.prod(kernels.shape[3:])
-        products = taps * kernels.shape[2]
+        products = math.prod(kernels.shape[2:])
         terms = min(products, BLOCK) + -(-products // BLOCK) + len(self.lags) + 4
         relative = add_up(gamma_up(terms), mul_up(_phase_error(axes), 1.0 + 2.0**-20))
-        flat = np.abs(kernels).reshape(*kernels.shape[:3], taps)
-        sums = inflate_array(flat.sum(axis=3), taps)
-        peak = max(square_sum(part) for part in sums)
         underflow = mul_up(8.0, float(products), float(len(self.lags)), float(self.size) ** 2, TINY)
-        return add_up(mul_up(SQRT2_UP, relative, peak), underflow)
+        return add_up(mul_up(SQRT2_UP, relative, self._peak), underflow)
 
-    def grams(self, points: Indices, torus: tuple[int, ...]) -> tuple[Array, Array]:
-        """Real and imaginary parts of K̂K̂* at some frequencies: (frequencies·groups, size, size)."""
-        cos, sin = _phases(points, np.array(self.lags), torus)
-        even, odd = self.tables
-        shape = (-1, self.size, self.size)
-        return (cos @ even).reshape(shape), (sin @ odd).reshape(shape)
+    @cached_property
+    def single_error(self) -> float:
+        """``error`` where tables and phases are rounded to binary32 and the weighted sum is formed there."""
+        relative = mul_up(gamma_up(len(self.lags) + 4, SINGLE.unit), 1.0 + 2.0**-20)
+        products = float(math.prod(self._scaled.shape[2:]))
+        underflow = mul_up(8.0, products, float(len(self.lags)), float(self.size) ** 2, SINGLE.tiny)
+        return add_up(self.error, mul_up(SQRT2_UP, relative, self._peak), underflow)
+
+    @cached_property
+    def _peak(self) -> float:
+        """‖S‖_F², the largest over the groups."""
+        kernels = self._scaled
+        taps = math.prod(kernels.shape[3:])
+        sums = inflate_array(np.abs(kernels).reshape(*kernels.shape[:3], taps).sum(axis=3), taps)
+        return max(square_sum(part) for part in sums)
+
+    def grams(
+        self, points: Indices, torus: tuple[int, ...], precision: Precision = DOUBLE, *, watched: bool = False
+    ) -> tuple[Numbers, Numbers]:
+        """Real and imaginary parts of K̂K̂* at some frequencies, packed: (frequencies·groups, entries)."""
+        phases: tuple[Numbers, Numbers] = _phases(points, np.array(self.lags), torus)
+        tables: tuple[Numbers, Numbers] = self.tables
+        if precision is SINGLE:
+            phases, tables = (phases[0].astype(np.float32), phases[1].astype(np.float32)), self._single_tables
+        found = []
+        for phase, table in zip(phases, tables, strict=True):
+            with np.errstate(over="ignore", invalid="ignore"):
+                found.append(product(phase, table))
+            if watched:
+                compare(found[-1], phase, table, precision)
+        shape = (-1, self.layout.entries)
+        return found[0].reshape(shape), found[1].reshape(shape)
+
+    def matrices(self, points: Indices, torus: tuple[int, ...], precision: Precision = DOUBLE) -> Numbers:
+        """K̂K̂* at some frequencies, written out: (frequencies·groups, size, size), complex."""
+        dtype = np.complex64 if precision is SINGLE else np.complex128
+        return self.layout.whole(*self.grams(points, torus, precision), dtype)
 
 
 def _overlap(lag: tuple[int, ...], taps: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -178,17 +231,95 @@ def symbol_norm_up(symbol: Symbol, grid: Grid, guide: Guide | None = None) -> Bo
     guide = guide if guide is not None else Guide()
     if not np.any(symbol.kernels):
         return Bound(0.0)
+    np.empty(KEPT_BYTES, np.uint8)  # freed at once: glibc then keeps blocks up to this size in place of fresh pages
     points = _spread(grid.points())
-    tau = guide.shift("tau") or 0.0
-    proven = 0.0
+    largest = _Largest(symbol, grid.torus, guide.shift("tau") or 0.0)
     step = max(1, CHUNK_ENTRIES // (symbol.groups * symbol.size**2))
     for start in range(0, len(points), step):
-        for real, imaginary in _stacks(*symbol.grams(points[start : start + step], grid.torus)):
-            tau, upper = _stack_bound(real, imaginary, tau, symbol.error)
-            proven = max(proven, upper)
+        largest.cover(points[start : start + step])
         guide.watch(min(start + step, len(points)) / len(points))
-    guide.found["tau"] = tau.hex()
-    return Bound(mul_up(symbol.scale, sqrt_up(proven)))
+    guide.found["tau"] = largest.tau.hex()
+    return Bound(mul_up(symbol.scale, sqrt_up(largest.proven)))
+
+
+class _Largest:
+    """The bound of λ_max(K̂K̂*) over the frequencies covered so far, and the shift τ to go on with."""
+
+    def __init__(self, symbol: Symbol, torus: tuple[int, ...], tau: float) -> None:
+        self.symbol, self.torus, self.tau, self.proven = symbol, torus, tau, 0.0
+        self.patience = PATIENCE if symbol.size >= SCREENED_FROM else 0
+        self.watched, self.share = True, 0.0
+
+    def cover(self, points: Indices) -> None:
+        """Screen the frequencies in binary32; those that may be near the largest are factorised in binary64."""
+        together = max(1, STACK_ENTRIES // (self.symbol.groups * self.symbol.size**2))
+        if max(self.proven, self.tau) > 0.0 and self.patience > 0:
+            points = self._screened(points)
+        for start in range(0, len(points), together):
+            some = points[start : start + together]
+            packed = self.symbol.grams(some, self.torus)
+            for part in range(0, len(packed[0]), together):
+                self._prove(*(rows[part : part + together] for rows in packed))
+
+    def _screened(self, points: Indices) -> Indices:
+        """The frequencies that are left over."""
+        try:
+            real, imaginary = self.symbol.grams(points, self.torus, SINGLE, watched=self.watched)
+            rows = np.arange(len(real)).reshape(len(points), -1)
+            step = max(1, SCREENED_TOGETHER // self.symbol.groups)
+            failed = [
+                rest
+                for start in range(0, len(points), step)
+                for rest in self._failed(real, imaginary, rows, slice(start, start + step))
+            ]
+        except ShortenedProduct:
+            self.patience = 0
+            return points
+        return points[failed]
+
+    def _failed(self, real: Numbers, imaginary: Numbers, rows: Indices, some: slice) -> list[int]:
+        """Which frequencies of a slice are not proven to be at most the largest bound so far."""
+        chosen = np.arange(len(rows))[some]
+        if self.patience <= 0:
+            return list(chosen)
+        bar = max(self.proven, self.tau)
+        if self._is_below(bar, real[rows[some].reshape(-1)], imaginary[rows[some].reshape(-1)]):
+            self.proven = bar
+            self.patience = min(PATIENCE, self.patience + len(chosen))
+            return []
+        if len(chosen) == 1:
+            self.patience -= 1
+            return list(chosen)
+        middle = (int(chosen[0]) + int(chosen[-1]) + 1) // 2
+        halves = slice(int(chosen[0]), middle), slice(middle, int(chosen[-1]) + 1)
+        return [index for half in halves for index in self._failed(real, imaginary, rows, half)]
+
+    def _is_below(self, bar: float, real: Numbers, imaginary: Numbers) -> bool:
+        layout, error = self.symbol.layout, self.symbol.single_error
+        share = self.share or 2.0 * gamma_up(SINGLE.block, SINGLE.unit) * layout.size
+        shift = (bar - error) / (1.0 + 1.1 * share)
+        if not 0.0 < shift < math.inf:
+            return False
+        upper = hermitian_eigenvalue_up(shift, real, imaginary, error, layout, SINGLE, watched=self.watched)
+        if upper is None:
+            return False
+        self.watched, self.share = False, (float(upper.max()) - error - shift) / shift
+        return float(upper.max()) <= bar
+
+    def _prove(self, real: Array, imaginary: Array) -> None:
+        """Raise τ until a stack can be factorised."""
+        error, layout = self.symbol.error, self.symbol.layout
+        if not (np.all(np.isfinite(real)) and np.all(np.isfinite(imaginary)) and np.isfinite(error)):
+            raise ProofFailed("the kernel's symbol overflowed")
+        for attempt in range(ATTEMPTS):
+            upper = hermitian_eigenvalue_up(self.tau, real, imaginary, error, layout) if self.tau else None
+            if upper is not None:
+                self.proven = max(self.proven, float(upper.max()))
+                return
+            margin = 1.0 + MARGIN * 4.0**attempt
+            estimate = guess(layout.whole(real, imaginary), exact=attempt > 1)
+            self.tau = max(self.tau * (margin if attempt else 1.0), estimate * margin, TINY)
+        raise ProofFailed("no shifted symbol could be factorised")
 
 
 def every_frequency_up(symbol: Symbol, guide: Guide | None = None) -> Bound:
@@ -224,28 +355,8 @@ def _spread(points: Indices) -> Indices:
     return points[np.arange(len(points)) * stride % len(points)]
 
 
-def _stacks(real: Array, imaginary: Array) -> Iterator[tuple[Array, Array]]:
-    step = max(1, STACK_ENTRIES // real.shape[-1] ** 2)
-    for start in range(0, len(real), step):
-        yield real[start : start + step], imaginary[start : start + step]
-
-
-def _stack_bound(real: Array, imaginary: Array, tau: float, error: float) -> tuple[float, float]:
-    """(τ to go on with, proven bound of λ_max(K̂K̂*) over the stack)."""
-    if not (np.all(np.isfinite(real)) and np.all(np.isfinite(imaginary)) and np.isfinite(error)):
-        raise ProofFailed("the kernel's symbol overflowed")
-    for attempt in range(ATTEMPTS):
-        upper = largest_eigenvalue_up(tau, real, imaginary, np.asarray(error)) if tau else None
-        if upper is not None:
-            return tau, float(upper.max())
-        margin = 1.0 + MARGIN * 4.0**attempt
-        tau = max(tau * (margin if attempt else 1.0), guess(real, imaginary, exact=attempt > 1) * margin, TINY)
-    raise ProofFailed("no shifted symbol could be factorised")
-
-
-def guess(real: Array, imaginary: Array, *, exact: bool = False) -> float:
+def guess(stack: Numbers, *, exact: bool = False) -> float:
     """The largest eigenvalue over a stack of Hermitian matrices; untrusted."""
-    stack = real + 1j * imaginary
-    if exact or real.shape[-1] <= SOLVED:
+    if exact or stack.shape[-1] <= SOLVED:
         return float(np.linalg.eigvalsh(stack)[:, -1].max())
     return max(lanczos(matrix) for matrix in stack)

@@ -112,8 +112,10 @@ REASONS: dict[str, Reason] = {
     ),
     "LIP017": Reason(
         "constant could not be evaluated exactly",
-        "A constant is computed inside the graph by an operation that rounds.",
-        "fold constants before export",
+        "A constant is computed inside the graph by an operation that rounds, so each runtime makes its own; what is "
+        "proven must be what runs.",
+        "store the computed constant: export with lipdeploy export or torch.onnx.export(dynamo=True), or fold the file "
+        "with ONNX Runtime (SessionOptions.optimized_model_filepath, ORT_ENABLE_BASIC)",
     ),
     "LIP018": Reason(
         "no deployed guarantee",

@@ -16,7 +16,7 @@ import numpy as np
 from lipdeploy.prove.descent import STAGES, Search
 from lipdeploy.prove.recursion import Array, Problem
 from lipdeploy.verify.chain import Chain
-from lipdeploy.verify.check import prove
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.source import Source, read_source
 
@@ -35,19 +35,32 @@ class Found:
 
 def find(
     model: str | os.PathLike[str] | bytes | Source, output_name: str | None = None, seconds: float = 20.0
-) -> tuple[Array, ...] | None:
-    """Hints for ``verify(model, method="best", hints=...)``: one vector per activation of a chain network, in order.
+) -> dict[str, tuple[Array, ...]] | None:
+    """Hints for ``verify(model, method="best", hints=...)``: for each part of the graph that is a chain, by the name of
+    the tensor that it ends in, one vector per activation, in order.
 
-    ``None`` when no part of the graph is a chain (``verify.chain``), or so badly scaled that nothing is feasible in
-    binary64. ``seconds`` bounds the search; reading and proving the model, and one check, come on top.
-    Raises what reading and verifying the model raise.
+    ``None`` when no part is a chain (``verify.chain``), or so badly scaled that nothing is feasible in binary64.
+    ``seconds`` bounds the search in all parts together; reading and proving the model, and one check of each part,
+    come on top. Raises what reading and verifying the model raise.
     """
     source = model if isinstance(model, Source) else read_source(model)
-    chain = prove(source.proto, "l2", output_name, with_chain=True).chain
-    try:
-        return None if chain is None else find_multipliers(chain, seconds).multipliers
-    except (ArithmeticError, np.linalg.LinAlgError):
-        return None
+    with np.errstate(all="ignore"):
+        chains = walked(source.proto, "l2", output_name).segments()
+    deadline = time.perf_counter() + seconds
+    found: dict[str, tuple[Array, ...]] = {}
+    # The small ones first: what they leave of their share is for the large ones.
+    for left, chain in zip(range(len(chains), 0, -1), sorted(chains, key=_cost), strict=True):
+        share = max(0.0, deadline - time.perf_counter()) / left
+        try:
+            found[chain.output] = find_multipliers(chain, share).multipliers
+        except (ArithmeticError, np.linalg.LinAlgError):
+            continue
+    return {chain.output: found[chain.output] for chain in chains if chain.output in found} or None
+
+
+def _cost(chain: Chain) -> float:
+    """Roughly the work of one evaluation."""
+    return float(sum(max(weight.shape) * weight.size for weight in chain.weights))
 
 
 def find_multipliers(chain: Chain, seconds: float = 20.0) -> Found:

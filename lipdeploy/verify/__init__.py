@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.verify import certificate
 from lipdeploy.verify.assumptions import ASSUMPTIONS
 from lipdeploy.verify.bound import Bound, Estimate
-from lipdeploy.verify.check import NodeHints, Proof, Watch, prove
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.digest import CLASS_NAMES_KEY, semantic_sha256
-from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.norms import norm_pair
+from lipdeploy.verify.progress import NodeHints, Watch
 from lipdeploy.verify.source import Source, read_source
+from lipdeploy.verify.tighten import Hints, tightened
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec, Verdict
 
 __all__ = [
@@ -45,8 +43,6 @@ __all__ = [
 #: ``best``: the smaller of the two.
 Method = Literal["product", "lmi", "best"]
 METHODS = ("product", "lmi", "best")
-#: One float64 vector per activation of a chain network, from ``lipdeploy.prove.multipliers.find``. Never believed.
-Hints = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 
 
 def version() -> str:
@@ -72,8 +68,9 @@ def verify(
 
     ``model`` is a path or the file's bytes; ``norm`` one of ``l2``, ``linf``, ``l1``, ``l2-linf``, ``l1-linf``
     (norm of the input, norm of the output). A certificate that lies beside the file is checked against the proof.
-    ``method`` ``lmi`` or ``best`` lets multipliers tighten an l2 bound: ``hints`` are claims, checked before use; where
-    they prove nothing (or the graph is no chain, or there are none) the product of the norms stands.
+    ``method`` ``lmi`` or ``best`` lets multipliers tighten an l2 bound: ``hints``, from
+    ``lipdeploy.prove.multipliers.find``, are claims about parts of the graph, checked before use; where they prove
+    nothing (or no part is eligible, or there are none) the product of the norms stands.
     ``watch(node, fraction)`` is called as the proof goes on.
     The verdict's ``status`` is ``verified``, ``exceeded`` (above ``max_lipschitz``), ``refused`` or ``integrity``.
 
@@ -157,10 +154,10 @@ def _proven(
     )
     try:
         tighten = method != "product" and norm == "l2" and hints is not None
-        proof = prove(source.proto, norm, output_name, with_chain=tighten, hints=nodes, watch=watch)
+        walk = walked(source.proto, norm, output_name, hints=nodes, watch=watch)
+        proof = tightened(walk, method, hints) if tighten and hints is not None else walk.proof()
     except Refused as error:
         return replace(empty, refusals=error.refusals)
-    proof = _tightened(proof, method, hints) if tighten and hints is not None else proof
     exceeded = max_lipschitz is not None and proof.bound.value > max_lipschitz
     return replace(
         empty,
@@ -175,33 +172,6 @@ def _proven(
         class_names=_class_names(source),
         semantic_sha256=semantic_sha256(source.proto),
     )
-
-
-def _tightened(proof: Proof, method: Method, hints: Hints) -> Proof:
-    """The proof with the multiplier certificate's bound, and the smaller of both for every pair of classes."""
-    certified = certify(proof.chain, hints) if proof.chain is not None else None
-    if certified is None or proof.chain is None:
-        return proof
-    if proof.chain.output != proof.output.name:
-        return _tightened_inside(proof, proof.chain.output, certified.bound, hints)
-    bound = certified.bound if method == "lmi" else min(certified.bound, proof.bound)
-    pairwise = None if proof.pairwise is None else np.minimum(proof.pairwise, certified.pairwise)
-    stored = {"multipliers": [[float(value).hex() for value in layer] for layer in hints]}
-    row = NodeReport(proof.output.name, "", certified.bound, bound, "diagonal multipliers", proof.output.shape, stored)
-    return replace(proof, bound=bound, pairwise=pairwise, nodes=(*proof.nodes, row))
-
-
-def _tightened_inside(proof: Proof, name: str, bound: Bound, hints: Hints) -> Proof:
-    """The proof again from the tensor ``name`` on, for which the multiplier certificate has proven ``bound``.
-
-    No number grows: where the rules had proven less, they do so again.
-    """
-    if proof.resumed is None:
-        return proof
-    again = proof.resumed(bound)
-    stored = {"multipliers": [[float(value).hex() for value in layer] for layer in hints]}
-    row = NodeReport(name, "", bound, again.bound, "diagonal multipliers", proof.output.shape, stored)
-    return replace(again, nodes=(*again.nodes, row))
 
 
 def _class_names(source: Source) -> tuple[str, ...]:

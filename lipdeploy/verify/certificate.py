@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.errors import InputError, IntegrityError
+from lipdeploy.verify.assumptions import are_listed
 from lipdeploy.verify.atomic import write_atomically
 from lipdeploy.verify.rounding import decimal_up, mul_up, up
 from lipdeploy.verify.source import read_file
@@ -153,11 +154,17 @@ def _check_shape(path: Path, content: Any) -> None:
         raise IntegrityError(f"{path}: 'nodes' is not a list of nodes with keys {sorted(NODE_KEYS)}")
 
 
-def multipliers(path: Path) -> list[np.ndarray[Any, np.dtype[np.float64]]] | None:
-    """The multipliers that a certificate stores; ``None``: none, or nothing readable. Claims, no more."""
+def multipliers(path: Path) -> dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]] | None:
+    """The multipliers that a certificate stores, by the tensor that their part of the graph ends in. Claims, no more.
+
+    ``None``: none, or nothing readable.
+    """
     try:
-        stored = [node["hints"]["multipliers"] for node in read(path)["nodes"] if "multipliers" in node["hints"]]
-        return [np.array([float.fromhex(value) for value in layer], np.float64) for layer in stored[0]]
+        rows = {str(node["name"]): node["hints"] for node in read(path)["nodes"] if "multipliers" in node["hints"]}
+        return {
+            name: [np.array([float.fromhex(value) for value in layer], np.float64) for layer in hints["multipliers"]]
+            for name, hints in rows.items()
+        } or None
     except (IntegrityError, TypeError, ValueError, OverflowError, LookupError):
         return None
 
@@ -184,9 +191,9 @@ def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdic
                 f"{path}: the certificate is about other bytes ({key} differs)",
                 hint="the model was changed after it was certified; export or certify it again",
             )
-    for key, found in (("ops", content["ops"]), ("assumptions", content["assumptions"])):
-        if found != expected[key]:
-            raise IntegrityError(f"{path}: '{key}' is {found}, for this model it must be {expected[key]}")
+    for key, fits in (("ops", content["ops"] == expected["ops"]), ("assumptions", are_listed(content["assumptions"]))):
+        if not fits:
+            raise IntegrityError(f"{path}: '{key}' is {content[key]}, for this model it must be {expected[key]}")
     for name, claimed, proven in _claims(path, content, now):
         if not claimed >= proven:
             raise IntegrityError(

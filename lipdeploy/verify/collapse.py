@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lipdeploy.verify.bound import Bound
 from lipdeploy.verify.graph import Call, Constant, Flow, Value
 from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.norms import Gains, Norm
@@ -24,7 +23,6 @@ from lipdeploy.verify.rounding import gamma_up, up
 from lipdeploy.verify.rules.arithmetic import spread
 from lipdeploy.verify.rules.pooling import averaging_matrices, reduction_axes
 from lipdeploy.verify.rules.windows import windows
-from lipdeploy.verify.step import joined
 
 MOST_ROWS = 1024
 MOST_ENTRIES = 1 << 23  # of the collapsed matrix and of every matrix on the way
@@ -126,11 +124,6 @@ def _written_out(output: Flow, chain: Sequence[Linear]) -> tuple[Array, Array]:
         else:
             rows, error = linear.pull(rows, False), linear.pull(error, True)
     return rows.reshape(output.size, -1), error.reshape(output.size, -1)
-
-
-def tightened(found: Collapsed, norms: tuple[Norm, ...]) -> Mapping[Norm, Bound]:
-    """Bounds of the last tensor from those of the first."""
-    return joined((found.gains(norms),), "sum", [found.source.lipschitz], norms)
 
 
 def _data_name(call: Call, values: Mapping[str, Value]) -> str:
@@ -285,4 +278,4 @@ READERS: Mapping[str, Callable[[Call, Flow, Flow], Linear | None]] = {
 }
 
 
-__all__ = ["Collapsed", "collapsed", "is_linear", "tightened"]
+__all__ = ["Collapsed", "collapsed", "is_linear"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, TensorProto, helper
 
+from lipdeploy.verify.dequantize import QUANTISES, constant_of, dequantised
 from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers, read_constant
 from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
 
@@ -34,11 +35,17 @@ def evaluate(call: Call) -> Constant | None:
         return None
     function = EXACT.get(call.op) if not call.domain else None
     if function is None:
-        raise call.refuse("LIP017", "computes a constant inside the graph, which the verifier does not evaluate")
+        message = "computes a constant inside the graph, which the verifier does not evaluate"
+        raise call.refuse("LIP017", message, FOLD_FIRST if call.op in QUANTISES else "")
     arrays = [value.array if isinstance(value, Constant) else None for value in values]
     _refuse_large(call, [array for array in arrays if array is not None])
+    roundings = sum(value.roundings for value in values if isinstance(value, Constant))
+    if roundings and call.op not in MOVES:
+        raise call.refuse("LIP017", "computes with dequantised weights that float32 has rounded")
     try:
-        return _named(call, function(call, *arrays))
+        if call.op == "DequantizeLinear":
+            return _dequantise(call, *arrays)
+        return Constant(call.output_names[0], function(call, *arrays), roundings)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise call.refuse("LIP013", f"its constant inputs do not fit: {error}") from error
 
@@ -103,10 +110,29 @@ def _cast_like(call: Call) -> Constant | None:
     stored, pattern = call.optional(0), call.optional(1)
     if not isinstance(stored, Constant) or pattern is None:
         return None
+    if stored.roundings or (isinstance(pattern, Constant) and pattern.roundings):
+        raise call.refuse("LIP017", "computes with dequantised weights that float32 has rounded")
     target = pattern.dtype if isinstance(pattern, Flow) else pattern.array.dtype
     if np.dtype(object) in (stored.array.dtype, target):
         raise call.refuse("LIP017", "converts a shape")
     return _named(call, _converted(call, stored.array, target))
+
+
+def _dequantise(
+    call: Call, values: Numbers | None = None, scale: Numbers | None = None, zero: Numbers | None = None
+) -> Constant:
+    """(q − zero)·scale of stored integers, exactly."""
+    unknown = sorted(call.attributes.keys() - {"axis", "block_size", "output_dtype"})
+    if unknown:
+        raise call.refuse("LIP002", f"attribute '{unknown[0]}' is not understood")
+    if values is None or scale is None or scale.dtype.name not in ("float32", "float16", "bfloat16"):
+        raise call.refuse("LIP013", "needs stored integers and a scale of a float type")
+    kind = call.integer("output_dtype", 0) or helper.np_dtype_to_tensor_dtype(scale.dtype)
+    if kind != helper.np_dtype_to_tensor_dtype(scale.dtype):
+        raise call.refuse("LIP002", "output_dtype is not the type of the scale")
+    block = call.integer("block_size", 0)
+    product = dequantised(values, scale, zero, axis=call.integer("axis", 1), block=block)
+    return constant_of(call.output_names[0], product, scale.dtype)
 
 
 def _converted(call: Call, array: Numbers, target: np.dtype[Any]) -> Numbers:
@@ -237,12 +263,16 @@ def _range(call: Call, start: Numbers, limit: Numbers, delta: Numbers) -> Number
     return np.arange(first, last, step, dtype=np.int64 if start.dtype == object else start.dtype)
 
 
+FOLD_FIRST = "store the integers themselves, and DequantizeLinear in front of the operator that uses them"
+#: Operators that only move entries, so that what a program has rounded stays as it is.
+MOVES = frozenset({"Identity", "Gather", "Concat", "Unsqueeze", "Squeeze", "Slice", "Reshape", "Transpose", "Expand"})
 #: Evaluated entry by entry, in Python's integers or with broadcasting.
 COMPUTED = frozenset({"Add", "Sub", "Mul", "Div", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Where"})
 EXACT: dict[str, Callable[..., Numbers]] = {
     "Constant": _constant,
     "Identity": lambda call, array: array,
     "Cast": _cast,
+    "DequantizeLinear": lambda call, *arrays: _dequantise(call, *arrays).array,
     "Gather": _gather,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,

@@ -24,6 +24,7 @@ OPSETS = range(13, 24)
 FLOATS: Mapping[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
     TensorProto.DOUBLE: np.dtype(np.float64),
+    TensorProto.FLOAT16: np.dtype(np.float16),
 }
 T = TypeVar("T")
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -51,10 +52,14 @@ class Flow:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that the file fixes. Integer tensors that describe shapes may hold ``BATCH`` (dtype object)."""
+    """A tensor that the file fixes. Integer tensors that describe shapes may hold ``BATCH`` (dtype object).
+
+    ``roundings``: how often a float32 program rounds on the way to it; ``array`` then holds the exact numbers.
+    """
 
     name: str
     array: Numbers
+    roundings: int = 0
 
     def float64(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The stored numbers, widened exactly."""
@@ -199,6 +204,8 @@ def read_constant(tensor: TensorProto) -> Constant:
     except Exception as error:  # onnx raises many types here; none of them is a verdict
         message = f"the stored tensor is malformed: {error}"
         raise Refused([Refusal("LIP013", tensor.name, "initializer", message)]) from error
+    if array.dtype.name in ("int4", "uint4"):  # NumPy knows them as bytes only
+        array = array.astype(np.int8 if array.dtype.name == "int4" else np.uint8)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         message = f"element type {array.dtype} is not supported"
         raise Refused([Refusal("LIP021", tensor.name, "initializer", message)])

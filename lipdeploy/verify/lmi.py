@@ -192,7 +192,7 @@ def _eliminate(system: _System, error: float) -> Array | None:
         whole = np.block([[shifted, side.T], [side, schur]])
         padded = np.block([[factor, np.zeros((bends, size))], [lower, np.zeros((size, size))]])
         rounding = mul_up(4 * UNIT_ROUNDOFF, add_up(_norm(known), _norm(whole), shift * size))
-        needed = add_up(float(residual_up(whole, None, np.tril(padded))), error, rounding)
+        needed = add_up(float(residual_up(whole, np.tril(padded))), error, rounding)
         if needed <= shift:
             return _finite(_lifted(known + schur, shift))
         if not math.isfinite(needed):
@@ -222,7 +222,7 @@ def _conclusion(state: _State, rho: float | None, front: Bound) -> Certified | N
 def _largest_eigenvalue(matrix: Array) -> float | None:
     guess, margin = float(np.linalg.eigvalsh(matrix)[-1]), 1e-13 * len(matrix)
     for _ in range(ATTEMPTS):
-        upper = largest_eigenvalue_up(max(guess, 0.0) * (1.0 + margin) + TINY, matrix, None, np.zeros(()))
+        upper = largest_eigenvalue_up(max(guess, 0.0) * (1.0 + margin) + TINY, matrix, np.zeros(()))
         if upper is not None:
             return float(upper)
         margin *= 8.0

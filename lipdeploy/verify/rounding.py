@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 
 FORMAT = re.compile(r"\.?(?P<digits>\d*)(?P<kind>[efg]?)")
 INFINITY = math.inf
 UNIT_ROUNDOFF = 2.0**-53
+DIGITS = 17  # tell every binary64 number from its neighbours
+LARGEST_POWER, SMALLEST_POWER = 308, -400  # of ten, beyond which every number rounds alike
 
 
 def up(value: float) -> float:
@@ -125,6 +127,48 @@ def decimal_up(value: float, digits: int) -> str:
 def decimal_down(value: float, digits: int) -> str:
     """``value`` with ``digits`` significant digits, never above it."""
     return _decimal(value, digits, ROUND_FLOOR)
+
+
+def read_exactly(text: str) -> Fraction | None:
+    """The number that ``text`` spells (``0.3``, ``1e-3``, ``8/255``), exactly; ``None`` for anything else.
+
+    Numbers from 10^309 on are ``None``; those below 10^-400 are that, which rounds like them.
+    """
+    try:
+        if "/" in text:
+            return Fraction(text)
+        number = Decimal(text)
+        if not number.is_finite() or number.adjusted() > LARGEST_POWER:
+            return None
+        if number and number.adjusted() < SMALLEST_POWER:
+            return (1 if number > 0 else -1) * Fraction(10) ** SMALLEST_POWER
+        return Fraction(number)
+    except (ArithmeticError, ValueError):
+        return None
+
+
+def shortest_down(value: float) -> str:
+    """The shortest decimal that is not above ``value`` and becomes ``value`` when it is rounded up."""
+    texts = (decimal_down(value, digits) for digits in range(1, DIGITS + 1))
+    return next((text for text in texts if _spells(text, value, fraction_up)), decimal_down(value, DIGITS))
+
+
+def shortest_up(value: float) -> str:
+    """The shortest decimal that is not below ``value`` and becomes ``value`` when it is rounded down."""
+    texts = (decimal_up(value, digits) for digits in range(1, DIGITS + 1))
+    return next((text for text in texts if _spells(text, value, fraction_down)), decimal_up(value, DIGITS))
+
+
+def _spells(text: str, value: float, read: Callable[[Fraction], float]) -> bool:
+    exact = read_exactly(text)
+    return exact is not None and read(exact) == value
+
+
+def number_down(value: float) -> float:
+    """``value``, or the number before it where the digits that ``repr`` prints are above ``value``."""
+    if not math.isfinite(value) or Fraction(repr(value)) <= Fraction(value):
+        return value
+    return down(value)
 
 
 def formatted_up(value: float, spec: str) -> str:

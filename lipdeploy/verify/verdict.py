@@ -12,6 +12,7 @@ import numpy as np
 
 from lipdeploy.errors import IntegrityError, LimitExceeded, Refusal, Refused
 from lipdeploy.verify.bound import Bound, Estimate
+from lipdeploy.verify.rounding import shortest_up
 
 REPORT_SCHEMA = "lipdeploy/verify-report/v1"
 
@@ -42,6 +43,7 @@ class NodeReport:
     """One row of the proof: the node's own gain and the bound from the graph's input to its output.
 
     ``hints`` are what the certificate stores so that proving it again needs no search; nobody believes them.
+    ``unspecified`` names the programs whose error is known before this node and not after it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class NodeReport:
     rule: str
     shape: tuple[int | None, ...]
     hints: Mapping[str, Any] = field(default_factory=dict)
+    unspecified: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,9 @@ class Verdict:
             refusal = self.refusals[0]
             raise IntegrityError(refusal.message, code=refusal.code, hint=refusal.hint)
         if self.status == "exceeded":
+            limit = "its limit" if self.max_lipschitz is None else shortest_up(self.max_lipschitz)
             raise LimitExceeded(
-                f"{self.path}: the proven Lipschitz bound {self.lipschitz_bound} exceeds {self.max_lipschitz!r}",
+                f"{self.path}: the proven Lipschitz bound {self.lipschitz_bound} exceeds {limit}",
                 hint="raise --max-lipschitz, or export with --normalize",
             )
 
@@ -111,7 +115,7 @@ class Verdict:
             "norm": self.norm,
             "lipschitz_bound": None if bound is None else bound.value,
             "lipschitz_bound_hex": None if bound is None else bound.hex(),
-            "max_lipschitz": self.max_lipschitz,
+            "max_lipschitz": None if self.max_lipschitz is None else float(shortest_up(self.max_lipschitz)),
             "lower_estimate": None if self.lower_estimate is None else self.lower_estimate.value,
             "pairwise": self.pairwise is not None,
             "nodes": [_node_json(node) for node in self.nodes],

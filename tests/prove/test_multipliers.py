@@ -151,9 +151,9 @@ def test_hints_travel_from_the_search_to_the_verdict(kind: str) -> None:
 
 def test_hints_that_prove_nothing_leave_the_product() -> None:
     data = saved("Relu", normalised((6, 8, 3), 6))
-    hints = find(data, seconds=1.0)
-    assert hints is not None
-    product = verify(data)
+    found = find(data, seconds=1.0)
+    assert found is not None
+    hints, product = found["y"], verify(data)
     for wrong in ([], [-hints[0]], [hints[0] * np.nan], [hints[0][:-1]], [hints[0] * 1e-6], [hints[0], hints[0]]):
         verdict = verify(data, method="best", hints=wrong)
         assert verdict.lipschitz_bound == product.lipschitz_bound and verdict.nodes == product.nodes

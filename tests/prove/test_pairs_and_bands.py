@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from lipdeploy.prove.multipliers import find
 from lipdeploy.runtime import CertifiedSession
 from lipdeploy.verify import verify
-from lipdeploy.verify.check import prove
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.lmi import certify
 from tests.prove.test_multipliers import normalised, saved
 from tests.verify.models import double_runner
@@ -61,11 +61,11 @@ def test_radii_use_the_smaller_of_both_pair_constants(tmp_path: Path, kind: str)
     path = tmp_path / "net.onnx"
     data = certified(path, weights, kind)
     session = CertifiedSession(path)
-    product, proof = verify(data).pairwise, prove(onnx.load_from_string(data), "l2", with_chain=True)
+    product, (chain,) = verify(data).pairwise, walked(onnx.load_from_string(data), "l2").segments()
     stored = session.verdict.nodes[-1].hints["multipliers"]
     hints = [np.array([float.fromhex(v) for v in layer]) for layer in stored]
-    assert proof.chain is not None and product is not None
-    multiplied = certify(proof.chain, hints)
+    assert product is not None
+    multiplied = certify(chain, hints)
     assert multiplied is not None
     expected = np.minimum(product, multiplied.pairwise)
     assert session.verdict.pairwise is not None

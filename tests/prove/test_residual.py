@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from lipdeploy.ops import attach_functions
 from lipdeploy.prove.multipliers import find
 from lipdeploy.verify import Verdict, verify
-from lipdeploy.verify.check import prove
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.lmi import certify
 from tests.verify.models import best_ratio, double_runner
 from tests.verify.test_lmi import exact_inequality, is_psd
@@ -91,8 +91,9 @@ def test_no_pair_of_points_beats_a_residual_network(kind: str, join: str) -> Non
 def test_the_exact_inequality_holds_for_a_residual_network(kind: str) -> None:
     """LipSDP's matrix of the whole network, in rationals, is positive semidefinite where it is proven to be."""
     model = residual(gaussian(2, 3, 4, 6), kind, np.eye(3))
-    chain, hints = prove(model, "l2", with_chain=True).chain, find(model.SerializeToString(), seconds=3.0)
-    assert chain is not None and hints is not None
+    (chain,), found = walked(model, "l2").segments(), find(model.SerializeToString(), seconds=3.0)
+    assert found is not None
+    hints = found[chain.output]
     certified = certify(chain, hints)
     assert certified is not None
     rho = Fraction(certified.bound.value) ** 2

@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from lipdeploy.verify import verify
+from lipdeploy.verify.assumptions import EARLIER
 from tests.verify.models import model
 
 TEXT = """g (float[N, 2] x) => (float[N, 3] y) <float[2, 4] W = {1, 2, 3, 4, -5, 6, 7, 8}, float[4, 3] V = {1,
@@ -117,6 +118,19 @@ LOWER: dict[str, tuple[Any, ...]] = {
 def test_edits_are_noticed(path: Path, edit: tuple[Any, ...]) -> None:
     assert status(path) == "verified"
     edited(path, *edit[:-1], value=edit[-1])
+    assert status(path) == "integrity"
+
+
+def test_assumptions_in_earlier_words_are_today_s(path: Path) -> None:
+    """Certificates name the assumptions in the words of the version that wrote them; nothing else may be missing."""
+    words = json.loads(beside(path).read_text())["assumptions"]
+    earlier = {today: before for before, today in EARLIER.items()}
+    edited(path, "assumptions", value=[earlier.get(text, text) for text in words])
+    assert words != json.loads(beside(path).read_text())["assumptions"]
+    assert status(path) == "verified"
+    edited(path, "assumptions", value=[earlier.get(text, text) for text in words][:-1])
+    assert status(path) == "integrity"
+    edited(path, "assumptions", value=[[text] for text in words])
     assert status(path) == "integrity"
 
 

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from lipdeploy.verify import Verdict
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.collapse import Collapsed, collapsed
 from lipdeploy.verify.graph import calls, opset_versions, read_constant
 from lipdeploy.verify.guide import Guide
@@ -104,22 +105,8 @@ def test_the_error_matrix_covers_exact_arithmetic() -> None:
 
 def _collapsed(proto: onnx.ModelProto) -> Collapsed:
     """The collapsed matrix of the last node, from the verifier's own walk."""
-    from lipdeploy.verify import check
-
-    seen: list[Collapsed] = []
-    original = check.collapsed
-
-    def spy(*arguments: object) -> Collapsed | None:
-        found = original(*arguments)  # type: ignore[arg-type]
-        seen.extend([found] if found is not None else [])
-        return found
-
-    check.collapsed = spy  # type: ignore[assignment]
-    try:
-        judge(proto)
-    finally:
-        check.collapsed = original
-    return seen[-1]
+    walk = walked(proto, "l2")
+    return walk.collapsed[walk.output]
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -187,7 +187,8 @@ def test_other_operators_dominate_every_size(body: str, truth: float) -> None:
         "y = MaxPool <kernel_shape=[2,2], pads=[1,1,1,1], dilations=[2,2]> (x)",
         "u = Conv (x, w) y = Add (x, u)",  # two pixels less than the image
         "u = MaxPool <kernel_shape=[1,1], strides=[2,2]> (x) y = Add (x, u)",
-        "y = Pad (x, pads)",
+        'y = Pad <mode="reflect"> (x, pads)',
+        'y = Pad <mode="wrap"> (x, pads)',
         'y = Resize <mode="nearest"> (x, , , sizes)',
     ],
 )

@@ -6,18 +6,20 @@ amount to these are read as such, exactly. Anything else is not an error: the pr
 """
 
 from lipdeploy.verify.chain.model import Activation, Chain, Slopes, Sorting, Stacked, parts_of
-from lipdeploy.verify.chain.readers import GELU_INTERVALS, INTERVALS, SILU_INTERVAL
-from lipdeploy.verify.chain.reading import chain_of
+from lipdeploy.verify.chain.reading import MOST_PARTS, all_segments, segment
+from lipdeploy.verify.chain.slopes import GELU_INTERVALS, INTERVALS, SILU_INTERVAL
 
 __all__ = [
     "GELU_INTERVALS",
     "INTERVALS",
+    "MOST_PARTS",
     "SILU_INTERVAL",
     "Activation",
     "Chain",
     "Slopes",
     "Sorting",
     "Stacked",
-    "chain_of",
+    "all_segments",
     "parts_of",
+    "segment",
 ]

@@ -182,7 +182,7 @@ class Builder:
         self.weights.append(np.ascontiguousarray(matrices[0] if len(matrices) == 1 else np.concatenate(matrices)))
         self.activations.append(stacked([signal.pending or identity(signal.size) for signal in present]))
 
-    def chain(self, output: str, front: Bound = ONE, *, whole: bool = True) -> Chain:
+    def chain(self, output: str, front: Bound = ONE, source: str | None = None) -> Chain:
         """The layers collected, up to the tensor ``output``."""
         if self.signals[output].pending is not None:
             self.settle()
@@ -191,7 +191,7 @@ class Builder:
             self._affordable(signal.size * self.size)
         self._count(signal.size * self.size)
         last = np.ascontiguousarray(self._dense(signal.rows))
-        return Chain((*self.weights, last), tuple(self.activations), front, output, whole)
+        return Chain((*self.weights, last), tuple(self.activations), front, output, source)
 
     def _matrix(self, signal: Signal) -> Array | None:
         """The signal as one matrix, where that is exact; ``None``: it has to settle first."""

@@ -115,14 +115,19 @@ class Chain:
     """y = W_L σ_{L−1}(… σ₁(W₁h + b₁) …) + b_L: ``weights[i]`` is (n_{i+1}, n_i) float64, exact; biases play no part.
 
     ``front`` is a proven constant of h: ‖Δh‖₂ ≤ front·‖Δx‖₂ for the network's input x; 1 where h is x (``whole``).
-    ``output`` is the name of y in the graph that the chain was read from.
+    ``output`` and ``source`` name y and h in the graph that the chain was read from; ``source`` is ``None`` for x.
     """
 
     weights: tuple[Array, ...]
     activations: tuple[Activation, ...]
     front: Bound = ONE
     output: str = ""
-    whole: bool = True
+    source: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether h is the network's input."""
+        return self.source is None
 
     def __post_init__(self) -> None:
         if not self.weights or len(self.activations) != len(self.weights) - 1:

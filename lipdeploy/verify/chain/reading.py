@@ -1,8 +1,8 @@
-"""Finds the part of a graph that a multiplier certificate can be about: as much of its end as the readers understand.
+"""Finds the parts of a graph that multiplier certificates can be about: as much of it as the readers understand.
 
-The part starts at the network's inputs or at a *cut*, a tensor that everything after it depends on through it alone;
-the bound that the rules have proven for a cut becomes the chain's ``front``. Where the very end is not understood, the
-part ends in a cut before it, from which the rules go on with the smaller bound.
+A part starts at the network's inputs or at a *cut*, a tensor that everything in the part depends on through it alone,
+and ends in any tensor. The bound proven for the cut becomes the chain's ``front``. From the end of a part on the
+rules go on with the smaller bound, up to the next part.
 """
 
 from __future__ import annotations
@@ -13,54 +13,65 @@ import numpy as np
 
 from lipdeploy.errors import Refused
 from lipdeploy.verify.bound import ONE, Bound
-from lipdeploy.verify.chain.builder import Builder, Ineligible, Signal
+from lipdeploy.verify.chain.builder import MOST_WEIGHTS, Builder, Ineligible, Signal
 from lipdeploy.verify.chain.model import Chain, Slopes, parts_of
-from lipdeploy.verify.chain.readers import READERS, Node, extremes
+from lipdeploy.verify.chain.node import Node
+from lipdeploy.verify.chain.readers import READERS
+from lipdeploy.verify.chain.sorting import extremes
 from lipdeploy.verify.graph import Call, Constant, Flow, Value
 from lipdeploy.verify.norms import Norm
 from lipdeploy.verify.rules import RULES
 
 LARGEST_TENSOR = 1 << 22  # entries of one sample at any node
 DEEPEST = 4096  # nodes
-MOST_ENDS = 4  # tensors that are tried as the end of a chain
+MOST_ENDS = 256  # tensors that are tried as the end of a part
+MOST_PARTS = 64
 FAILURES = (Ineligible, Refused, ValueError, KeyError, IndexError, TypeError, MemoryError)
 
 
-def chain_of(output: str, calls: Sequence[Call], values: Mapping[str, Value]) -> Chain | None:
-    """A chain that ends in ``output``, as long as possible; else one that ends in a cut before it (``Chain.output``).
+def all_segments(output: str, calls: Sequence[Call], values: Mapping[str, Value]) -> list[Chain]:
+    """Every part of the graph that could beat the product of norms, from the inputs on.
 
-    ``None`` when there is none that could beat the product of norms.
+    Found from ``output`` backwards, each as long as possible: where a part starts, the next one may end; what is not
+    understood is passed by one node at a time, into every branch. Parts that end in two branches may share a stem.
     """
-    end = output
-    for _ in range(MOST_ENDS):
-        chain, earlier = _ending_in(end, calls, values)
-        if chain is not None and (_bends(chain) or (end == output and chain.whole)):
-            return chain
-        if earlier is None:
-            return None
-        end = earlier
-    return None
+    producers = {name: call for call in calls for name in call.output_names}
+    ends, tried, room, found = [output], set[str](), MOST_WEIGHTS, list[Chain]()
+    while ends and len(tried) < MOST_ENDS and len(found) < MOST_PARTS:
+        end = ends.pop()
+        if end in tried or end not in producers:
+            continue
+        tried.add(end)
+        producer = producers[end]
+        chain = segment(end, calls, values) if (producer.domain, producer.op) in READERS else None
+        if chain is None:
+            ends.extend(name for name in producer.input_names if name in producers)
+            continue
+        ends.extend([chain.source] if chain.source is not None else [])
+        weights = sum(weight.size for weight in chain.weights)
+        if (bends(chain) or (end == output and chain.whole)) and weights <= room:
+            found.append(chain)
+            room -= weights
+    place = {name: call.place for name, call in producers.items()}
+    return sorted(found, key=lambda chain: place[chain.output])
 
 
-def _ending_in(output: str, calls: Sequence[Call], values: Mapping[str, Value]) -> tuple[Chain | None, str | None]:
-    """(the longest chain that ends there, if any; the last cut before the node that is in its way, if any)."""
-    path = _dependent(output, calls, values)
+def segment(end: str, calls: Sequence[Call], values: Mapping[str, Value]) -> Chain | None:
+    """The longest chain that ends in the tensor ``end``, if any."""
+    path = _dependent(end, calls, values) if isinstance(values.get(end), Flow) else []
     if not path or len(path) > DEEPEST:
-        return None, None
+        return None
     earliest = max((i + 1 for i, call in enumerate(path) if not _readable(call)), default=0)
-    cuts, chain = list(_cuts(path, output)), None
-    for start, names in cuts:
+    for start, names in _cuts(path, end):
         front = _front(start, names, values)
         if start < earliest or front is None:
             continue
-        reading = _Reading(path[start:], output, values)
+        reading = _Reading(path[start:], end, values)
         try:
-            chain = reading.run(names, front, whole=start == 0)
-            break
+            return reading.run(names, front, whole=start == 0)
         except FAILURES:
             earliest = start + reading.index + 1
-    before = [names[0] for start, names in cuts if 0 < start < earliest]
-    return chain, before[-1] if before else None
+    return None
 
 
 def _dependent(output: str, calls: Sequence[Call], values: Mapping[str, Value]) -> list[Call]:
@@ -107,7 +118,7 @@ def _front(start: int, names: Sequence[str], values: Mapping[str, Value]) -> Bou
     return ONE if start == 0 else flows[0].lipschitz[Norm.L2]
 
 
-def _bends(chain: Chain) -> bool:
+def bends(chain: Chain) -> bool:
     """Whether a multiplier has anything to say."""
     parts = [part for activation in chain.activations for part, _ in parts_of(activation)]
     return any(not isinstance(part, Slopes) or bool(np.any(part.low != part.high)) for part in parts)
@@ -133,7 +144,7 @@ class _Reading:
             self.index = index
             self._read(call)
         self.index = len(self.path)
-        return self.builder.chain(self.output, front, whole=whole)
+        return self.builder.chain(self.output, front, None if whole else names[0])
 
     def _read(self, call: Call) -> None:
         results = tuple(

@@ -8,6 +8,7 @@ from lipdeploy.verify.graph import Call
 from lipdeploy.verify.motifs.activations import gelu, log_sigmoid, mish, rectifier, scaled_spline, silu, softsign
 from lipdeploy.verify.motifs.blocks import small_blocks
 from lipdeploy.verify.motifs.bodies import operator_body
+from lipdeploy.verify.motifs.convolutional_sandwich import sandwich_convolution
 from lipdeploy.verify.motifs.linear import centering, circular_convolution, linear_residual
 from lipdeploy.verify.motifs.matching import Found, Motif, Values
 from lipdeploy.verify.motifs.residual import residual_layer
@@ -29,7 +30,8 @@ MOTIFS: dict[tuple[str, str], tuple[Motif, ...]] = {
     ("", "Pow"): (root_of_squares,),
     ("", "Gemm"): (sandwich,),
     ("", "MatMul"): (sandwich,),
-    ("", "Conv"): (circular_convolution,),
+    ("", "Conv"): (sandwich_convolution, circular_convolution),
+    ("", "ConvTranspose"): (sandwich_convolution,),
 }
 
 

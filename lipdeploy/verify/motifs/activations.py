@@ -13,6 +13,7 @@ from lipdeploy.verify.motifs.matching import Found, Values, judged_inputs, outpu
 from lipdeploy.verify.norms import Norm, constant_norm, diagonal
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rules.arithmetic import spread
+from lipdeploy.verify.rules.elementwise import EXPONENTIAL, FEW, GATED, written_out
 from lipdeploy.verify.rules.operators import spline_coefficients, steepest
 from lipdeploy.verify.step import Step
 
@@ -77,7 +78,9 @@ def silu(call: Call, values: Values) -> Found | None:
         source = values(data)
         judged = isinstance(values(gate), Flow)
         if sigmoid is not None and judged and sigmoid.input_names[0] == data and isinstance(source, Flow):
-            return source, Step(source.shape, (diagonal(SILU),), "largest slope", rounding=None)
+            offset = {norm: constant_norm(norm, ONE, source.size) for norm in Norm}
+            rounding = written_out(EXPONENTIAL, FEW, offset)
+            return source, Step(source.shape, (diagonal(SILU),), "largest slope", rounding=rounding)
     return None
 
 
@@ -87,7 +90,7 @@ def mish(call: Call, values: Values) -> Found | None:
         tanh = judged_inputs(call.producer(gate), "Tanh", values)
         softplus = judged_inputs(call.producer(tanh.input_names[0]), "Softplus", values) if tanh else None
         if softplus is not None and softplus.input_names[0] == data and _proven(gate, tanh, values):
-            return _elementwise(data, values, MISH)
+            return _elementwise(data, values, MISH, GATED)
     return None
 
 
@@ -111,7 +114,7 @@ def gelu(call: Call, values: Values) -> Found | None:
         if factor is None or factor.array.size != 1 or factor.array.ndim > 1 or (divided.op == "Div" and not first):
             continue
         if float(factor.float64().reshape(-1)[0]) > 0.0:
-            return _elementwise(data, values, GELU * Bound(2.0))
+            return _elementwise(data, values, GELU * Bound(2.0), 32)
     return None
 
 
@@ -125,7 +128,7 @@ def softsign(call: Call, values: Values) -> Found | None:
     absolute = judged_inputs(call.producer(size), "Abs", values) if size else None
     if absolute is None or absolute.input_names[0] != data or not isinstance(values(below), Flow):
         return None
-    return _elementwise(data, values, ONE)
+    return _elementwise(data, values, ONE, 3)
 
 
 def log_sigmoid(call: Call, values: Values) -> Found | None:
@@ -187,8 +190,9 @@ def _with_constant(call: Call, total: Call | None, number: float, values: Values
     return data.name if float(constant.float64().reshape(-1)[0]) == number else None
 
 
-def _elementwise(data: str, values: Values, slope: Bound) -> Found | None:
+def _elementwise(data: str, values: Values, slope: Bound, terms: int) -> Found | None:
+    """x·g(x) of one tensor, with a gate whose float64 form errs by less than γ_terms (Lemma F6)."""
     source = values(data)
     if not isinstance(source, Flow):
         return None
-    return source, Step(source.shape, (diagonal(slope),), "largest slope", rounding=None)
+    return source, Step(source.shape, (diagonal(slope),), "largest slope", rounding=written_out(terms, ONE, {}))

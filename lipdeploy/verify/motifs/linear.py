@@ -45,7 +45,32 @@ def circular_convolution(call: Call, values: Values) -> Found | None:
     the image: then the kept windows are distinct windows of the circulant, whose symbol lives on the image's own grid.
     """
     output = output_of(call, values)
-    if output is None or Norm.L2 not in call.norms:
+    found = circulant(call, values) if output is not None and Norm.L2 in call.norms else None
+    if output is None or found is None:
+        return None
+    source, operator = found
+    gains = {(Norm.L2, Norm.L2): operator.circulant_norm_up()}
+    return source, Step(output.shape, (gains,), "circular convolution", rounding=None)
+
+
+class _Circulants(dict[str, "tuple[Flow, Convolution] | None"]):
+    """Convolutions that were looked at, by what they make: the next motif asks for them again."""
+
+
+def circulant(call: Call, values: Values) -> tuple[Flow, Convolution] | None:
+    """(image, convolution on it without padding) of a Conv behind circular padding."""
+    effort, name = call.guide.effort, call.output_names[0]
+    if not isinstance(effort.kept, _Circulants):
+        effort.kept = _Circulants()
+    if name not in effort.kept:
+        effort.kept[name] = _circulant(call, values)
+    found: tuple[Flow, Convolution] | None = effort.kept[name]
+    return found
+
+
+def _circulant(call: Call, values: Values) -> tuple[Flow, Convolution] | None:
+    output = output_of(call, values)
+    if output is None:
         return None
     call = call.with_inputs([values(name) if name else None for name in call.input_names])
     kernel, groups, image = call.required_constant(1).float64(), call.integer("group", 1), call.flow(0).shape[1:]
@@ -64,10 +89,8 @@ def circular_convolution(call: Call, values: Values) -> Found | None:
             chosen = source
     if chosen is None:
         return None
-    none = ((0, 0),) * len(reaches)
-    operator = Convolution(kernel, chosen.shape[1:], none, window.strides, window.dilations, groups, output.shape[1:])
-    gains = {(Norm.L2, Norm.L2): operator.circulant_norm_up()}
-    return chosen, Step(output.shape, (gains,), "circular convolution", rounding=None)
+    none, sizes = ((0, 0),) * len(reaches), (chosen.shape[1:], output.shape[1:])
+    return chosen, Convolution(kernel, sizes[0], none, window.strides, window.dilations, groups, sizes[1])
 
 
 def _wrapped(call: Call, base: Cut, source: Flow, values: Values) -> list[tuple[int, int]] | None:

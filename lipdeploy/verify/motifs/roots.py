@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lipdeploy.verify.bound import ONE, ZERO, Bound
+from lipdeploy.verify.bound import ONE, ZERO, Bound, total
 from lipdeploy.verify.graph import Call, Constant, Flow, Unproven
 from lipdeploy.verify.motifs.matching import Found, Values
-from lipdeploy.verify.norms import Norm, constant_norm, per_norm
+from lipdeploy.verify.norms import Norm, PerNorm, constant_norm, per_norm
 from lipdeploy.verify.operator_norm.sums import largest
 from lipdeploy.verify.rounding import sqrt_up
 from lipdeploy.verify.rules.arithmetic import spread
-from lipdeploy.verify.rules.pooling import pool_coverage
+from lipdeploy.verify.rules.pooling import pool_coverage, root_rounding
 from lipdeploy.verify.rules.registry import RULES
-from lipdeploy.verify.step import Step
+from lipdeploy.verify.step import Rounding, Step
 
 #: Linear operators with no negative weight, whose own rules bound the sums of their rows (ℓ∞) and columns (ℓ1).
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Mul", "Div"})
@@ -42,11 +42,19 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Squares:
-    """A tensor t = Σ A_b·x_b² + c with A_b ≥ 0 and 0 ≤ c ≤ ``constant``; ``shape`` per sample."""
+    """A tensor t = Σ A_b·x_b² + c with A_b ≥ 0 and 0 ≤ c ≤ ``constant``; ``shape`` per sample.
+
+    A program computes it to within γ_terms·t + lost·(smallest normal number), because nothing in it is negative, and
+    no intermediate result exceeds growth·max‖x_b‖∞² + highest. ``terms`` is ``None`` where that is not known.
+    """
 
     shape: tuple[int, ...]
     shares: tuple[_Share, ...]
     constant: Bound
+    terms: int | None = 1
+    lost: Bound = ONE
+    growth: Bound = ONE
+    highest: Bound = ZERO
 
 
 def root_of_squares(call: Call, values: Values) -> Found | None:
@@ -67,8 +75,15 @@ def root_of_squares(call: Call, values: Values) -> Found | None:
         for share in shares
     )
     at_zero = {norm: constant_norm(norm, _root(squares.constant), size) for norm in Norm}
-    step = Step(squares.shape, gains, "root of squares", join="stack", at_zero=at_zero, rounding=None)
+    step = Step(squares.shape, gains, "root of squares", "stack", at_zero, _rounding(squares, at_zero))
     return tuple(share.source for share in shares), step
+
+
+def _rounding(squares: _Squares, at_zero: PerNorm) -> Rounding | None:
+    if squares.terms is None:
+        return None
+    growth, highest = squares.growth, squares.highest
+    return root_rounding(squares.terms, squares.lost.value, growth, constant=highest, offset=at_zero)
 
 
 def _root(value: Bound) -> Bound:
@@ -146,10 +161,16 @@ def _sum(parts: Sequence[_Squares | None]) -> _Squares | None:
     shares = tuple(share for part in known for share in part.shares)
     if len({share.source.name for share in shares}) < len(shares):
         return None
-    constant = ZERO
-    for part in known:
-        constant = constant + part.constant
-    return _Squares(known[0].shape, shares, constant)
+    counts = [part.terms for part in known if part.terms is not None]
+    return _Squares(
+        shape=known[0].shape,
+        shares=shares,
+        constant=total(part.constant for part in known),
+        terms=max(counts) + 1 if len(counts) == len(known) else None,
+        lost=total(part.lost for part in known) + ONE,
+        growth=total(part.growth for part in known),
+        highest=total(part.highest for part in known),
+    )
 
 
 def _after(node: Call, inner: _Squares, name: str, values: Values) -> _Squares | None:
@@ -162,7 +183,15 @@ def _after(node: Call, inner: _Squares, name: str, values: Values) -> _Squares |
     if node.op == "Add":
         if len(stored) != 1 or node.attributes:
             return None
-        return replace(inner, constant=inner.constant + Bound(largest(stored[0].float64())))
+        shift = Bound(largest(stored[0].float64()))
+        terms = None if inner.terms is None else inner.terms + 1
+        return replace(
+            inner,
+            constant=inner.constant + shift,
+            terms=terms,
+            lost=inner.lost + ONE,
+            highest=inner.highest + shift,
+        )
     if node.op not in AVERAGES | MOVES or (node.op == "Div" and isinstance(values(node.input_names[0]), Constant)):
         return None
     call = _judged(node, name, inner, values)
@@ -173,7 +202,25 @@ def _after(node: Call, inner: _Squares, name: str, values: Values) -> _Squares |
         _Share(share.source, share.columns * columns, share.rows * rows, share.coverage * coverage)
         for share in inner.shares
     )
-    return _Squares(step.shape, shares, inner.constant * rows)
+    return _rounded(_Squares(step.shape, shares, inner.constant * rows), inner, rows, step.rounding)
+
+
+def _rounded(squares: _Squares, inner: _Squares, rows: Bound, rounding: Rounding | None) -> _Squares:
+    """``squares`` = A·``inner`` with the errors of a program: all numbers are positive, so relative errors add up.
+
+    An absolute error grows with the rows of A, and a little with the roundings after it (doubled at the root, F7).
+    """
+    if rounding is None or rounding.only or inner.terms is None:
+        return replace(squares, terms=None)
+    peak, shift = rounding.peak
+    larger = max(ONE, peak, rows)
+    return replace(
+        squares,
+        terms=inner.terms + rounding.terms,
+        lost=inner.lost * rows + Bound(rounding.underflow),
+        growth=inner.growth * larger,
+        highest=inner.highest * larger + shift,
+    )
 
 
 def _fits(constant: Constant, shape: tuple[int, ...]) -> bool:

@@ -74,15 +74,20 @@ def _multipliers(inner: Array, outer: Array) -> Array | None:
     logarithms = _logarithms(inner, outer)
     if logarithms is None:
         return None
-    size = len(logarithms)
-    rows = logarithms.sum(axis=1)
-    p = np.exp((rows - rows.sum() / (2.0 * (size - 1))) / (size - 2))
+    p = weights_of(logarithms)
     lengths, widths = np.square(inner).sum(axis=1), np.square(outer).sum(axis=0)
     with np.errstate(all="ignore"):
         # f·p/2 + g/(2p) = 1/κ for every neuron, and λ = p/κ.
         scale = float(np.median(lengths * p / 2.0 + widths / (2.0 * p)))
         multipliers = 1.0 / (p * scale)
     return multipliers if np.all(np.isfinite(multipliers)) and np.all(multipliers > 0.0) else None
+
+
+def weights_of(logarithms: Array) -> Array:
+    """p > 0 from log p_i·p_j off the diagonal (n, n), 0 on it; n ≥ 3."""
+    size, rows = len(logarithms), logarithms.sum(axis=1)
+    result: Array = np.exp((rows - rows.sum() / (2.0 * (size - 1))) / (size - 2))
+    return result
 
 
 def _logarithms(inner: Array, outer: Array) -> Array | None:

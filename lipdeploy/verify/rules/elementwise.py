@@ -6,6 +6,7 @@ from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.norms import Norm, PerNorm, constant_norm, diagonal
 from lipdeploy.verify.operator_norm.sums import largest
+from lipdeploy.verify.rounding import div_up
 from lipdeploy.verify.rules.broadcast import partner
 from lipdeploy.verify.rules.registry import rule
 from lipdeploy.verify.step import EXACT, Rounding, Step, one_lipschitz
@@ -71,18 +72,49 @@ def _two_slopes(call: Call, negative: float) -> Step:
     return Step(call.flow().shape, (diagonal(gain),), "max(1, |slope|)", rounding=rounding)
 
 
-@rule(*SMOOTH)
+EXPONENTIAL = 8900  # roundings that e⁻ᵗ and a few operations after it are worth
+FEW = Bound(div_up(16.0, float(EXPONENTIAL)))  # 16 roundings of |x|, where the exponential's error fades with it
+#: What the float64 program's own form of an activation errs by: γ_terms·(slope·|x| + offset), entry by entry (F5, F6).
+WRITTEN_OUT: dict[str, tuple[int, Bound, Bound]] = {
+    "Tanh": (4500, ZERO, ONE),
+    "Sigmoid": (4500, ZERO, ONE),
+    "Erf": (8, ZERO, ONE),
+    "Softplus": (EXPONENTIAL, FEW, ONE),
+    "Mish": (EXPONENTIAL, FEW, ONE),
+    "Softsign": (3, ONE, ZERO),
+}
+
+
+@rule(*WRITTEN_OUT)
 def smooth(call: Call) -> Step:
-    """The largest slope of the activation. How runtimes round it is not specified; Tanh and Sigmoid of the float64
-    program are written out in sums, products and quotients, and err by at most 4500·2⁻⁵³ (F5)."""
-    gain, at_zero = SMOOTH[call.op]
-    shape, rounding = call.flow().shape, _written_out(call) if call.op in ("Tanh", "Sigmoid") else None
+    """The largest slope of the activation. The float64 program writes it out in sums, products and quotients (F5, F6);
+    how runtimes round it otherwise is not specified."""
+    (gain, at_zero), (terms, slope, offset) = SMOOTH[call.op], WRITTEN_OUT[call.op]
+    rounding = written_out(terms, slope, everywhere(call, offset))
+    shape = call.flow().shape
     return Step(shape, (diagonal(gain),), "largest slope", at_zero=everywhere(call, at_zero), rounding=rounding)
 
 
-def _written_out(call: Call) -> Rounding:
-    nothing, peak = (diagonal(ZERO),), (Bound(2.0), Bound(64.0))
-    return Rounding(terms=4500, gains=nothing, offset=everywhere(call, ONE), peak=peak, only=("f64",))
+@rule(*sorted(SMOOTH.keys() - WRITTEN_OUT.keys()))
+def unspecified(call: Call) -> Step:
+    """The largest slope of the function. How runtimes round it is not specified."""
+    gain, at_zero = SMOOTH[call.op]
+    shape = call.flow().shape
+    return Step(shape, (diagonal(gain),), "largest slope", at_zero=everywhere(call, at_zero), rounding=None)
+
+
+GATED = 13500  # x·tanh(softplus(x)) of the forms above
+
+
+def written_out(terms: int, slope: Bound, offset: PerNorm, growth: Bound = ONE, highest: Bound = ONE) -> Rounding:
+    """γ_terms·(slope·|x| + offset) in the float64 program; no other program's rounding is known.
+
+    No intermediate result exceeds 2·``growth``·|x| + 64·``highest``.
+    """
+    peak = (Bound(2.0) * growth, Bound(64.0) * highest)
+    return Rounding(
+        terms=terms, gains=(diagonal(slope),), offset=offset, underflow=float(terms), peak=peak, only=("f64",)
+    )
 
 
 @rule("Gelu", attributes=("approximate",))
@@ -91,36 +123,43 @@ def gelu(call: Call) -> Step:
     form = call.string("approximate", "none")
     if form not in GELU:
         raise call.refuse("LIP002", f"approximate='{form}'")
-    return Step(call.flow().shape, (diagonal(GELU[form]),), "largest slope", rounding=None)
+    rounding = written_out(4600 if form == "tanh" else 32, ONE, {})
+    return Step(call.flow().shape, (diagonal(GELU[form]),), "largest slope", rounding=rounding)
 
 
 @rule("Elu", attributes=("alpha",))
 def elu(call: Call) -> Step:
     """x for x ≥ 0, α(eˣ − 1) below: max(1, |α|)."""
-    gain = Bound(max(1.0, abs(call.real("alpha", 1.0))))
-    return Step(call.flow().shape, (diagonal(gain),), "max(1, |alpha|)", rounding=None)
+    alpha = Bound(abs(call.real("alpha", 1.0)))
+    rounding = written_out(EXPONENTIAL, ZERO, everywhere(call, alpha), highest=max(ONE, alpha))
+    return Step(call.flow().shape, (diagonal(max(ONE, alpha)),), "max(1, |alpha|)", rounding=rounding)
 
 
 @rule("Selu", attributes=("alpha", "gamma"))
 def selu(call: Call) -> Step:
     """γx for x > 0, γα(eˣ − 1) below: |γ|·max(1, |α|)."""
     alpha, gamma = abs(call.real("alpha", 1.6732631921768188)), abs(call.real("gamma", 1.0507010221481323))
-    gain = Bound(gamma) * Bound(max(1.0, alpha))
-    return Step(call.flow().shape, (diagonal(gain),), "|gamma|·max(1, |alpha|)", rounding=None)
+    gain, highest = Bound(gamma) * Bound(max(1.0, alpha)), Bound(gamma) * Bound(alpha)
+    growth, offset = max(ONE, Bound(gamma)), everywhere(call, highest)
+    rounding = written_out(EXPONENTIAL, FEW * Bound(gamma), offset, growth, max(ONE, highest))
+    return Step(call.flow().shape, (diagonal(gain),), "|gamma|·max(1, |alpha|)", rounding=rounding)
 
 
 @rule("HardSwish")
 def hard_swish(call: Call) -> Step:
     """x·min(max(x/6 + 1/2, 0), 1): slopes in [−1/2, 3/2]."""
-    return Step(call.flow().shape, (diagonal(Bound(1.5)),), "largest slope", rounding=None)
+    return Step(call.flow().shape, (diagonal(Bound(1.5)),), "largest slope", rounding=written_out(16, ONE, {}))
 
 
 @rule("Celu", attributes=("alpha",))
 def celu(call: Call) -> Step:
     """max(0, x) + min(0, α(e^{x/α} − 1)) with α > 0: 1-Lipschitz."""
-    if not call.real("alpha", 1.0) > 0.0:
+    alpha = call.real("alpha", 1.0)
+    if not alpha > 0.0:
         raise call.refuse("LIP002", "alpha must be positive")
-    return one_lipschitz(call.flow().shape, "slope ≤ 1", rounding=None)
+    growth, highest = max(ONE, Bound(div_up(1.0, alpha))), max(ONE, Bound(alpha))
+    rounding = written_out(EXPONENTIAL, ZERO, everywhere(call, Bound(alpha)), growth, highest)
+    return one_lipschitz(call.flow().shape, "slope ≤ 1", rounding=rounding)
 
 
 @rule("HardSigmoid", attributes=("alpha", "beta"))
@@ -140,7 +179,9 @@ def softmax(call: Call) -> Step:
     flow = call.flow()
     if call.axis("axis", -1, len(flow.shape) + 1) == 0:
         raise call.refuse("LIP005", "softmax over the batch axis")
-    return Step(flow.shape, (diagonal(Bound(0.5)),), "softmax", at_zero=everywhere(call, ONE), rounding=None)
+    count = flow.shape[call.axis("axis", -1, len(flow.shape) + 1) - 1]
+    rounding = written_out(17700 + 3 * count, ZERO, everywhere(call, ONE), highest=Bound(float(count)))
+    return Step(flow.shape, (diagonal(Bound(0.5)),), "softmax", at_zero=everywhere(call, ONE), rounding=rounding)
 
 
 @rule("Dropout", attributes=("seed",), inputs=3, outputs=1)

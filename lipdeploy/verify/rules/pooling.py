@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lipdeploy.verify.bound import ONE, Bound
+from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.limits import MOST_AVERAGED, MOST_LISTED, check_listed
-from lipdeploy.verify.norms import Gains, Norm, constant_norm, diagonal, per_norm
+from lipdeploy.verify.norms import Gains, Norm, PerNorm, constant_norm, diagonal, per_norm
 from lipdeploy.verify.operator_norm import dense_gains
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, div_up, down, mul_up, sqrt_up
@@ -102,7 +102,32 @@ def lp_pool(call: Call) -> Step:
         gains = per_norm(Bound(copies), Bound(sqrt_up(copies * taps)), Bound(taps))
     else:
         gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), Bound(sqrt_up(taps)))
-    return Step((channels, *window.outputs), (gains,), f"ℓ{order} pooling", rounding=None)
+    return Step(
+        (channels, *window.outputs), (gains,), f"ℓ{order} pooling", rounding=_power_sum(order, math.prod(kernel))
+    )
+
+
+def _power_sum(order: int, count: int) -> Rounding:
+    """Σ|x| or √Σx² of ``count`` entries in the float64 program, which writes them out; others are unspecified."""
+    if order == 2:
+        return root_rounding(count, float(count), Bound(float(count)))
+    peak = (Bound(float(count)), ZERO)
+    return Rounding(terms=count, underflow=float(count), peak=peak, only=("f64",))
+
+
+def root_rounding(
+    terms: int, lost: float, growth: Bound, *, constant: Bound = ZERO, offset: PerNorm | None = None
+) -> Rounding:
+    """√ŝ in the float64 program, where |ŝ − s| ≤ γ_terms·s + lost·tiny for a sum s of squares (Lemma F7).
+
+    No intermediate result of ŝ exceeds growth·‖x̂‖∞² + constant. ``offset`` bounds the norms of √s at x = 0.
+    """
+    lowest = mul_up(sqrt_up(mul_up(2.0, lost)), ROOT_OF_TINY)
+    peak = (Bound(4.0 * ROOT_OF_TINY) * Bound(sqrt_up(growth.value)), Bound(4.0) * constant)
+    return Rounding(terms=terms + 3, offset=offset or {}, underflow=lowest, peak=peak, only=("f64",))
+
+
+ROOT_OF_TINY = 2.0**511  # √tiny is 2⁵¹¹·tiny in binary64: what an underflow of a square is worth after the root
 
 
 def _order(call: Call) -> int:
@@ -191,7 +216,7 @@ def reduce_l1(call: Call) -> Step:
 def reduce_l2(call: Call) -> Step:
     """‖group‖₂ moves no further than the group: 1 in ℓ2 and ℓ1, √n in ℓ∞ over n reduced entries."""
     shape, count = reduced(call)
-    return Step(shape, (per_norm(ONE, ONE, Bound(sqrt_up(float(count)))),), "ℓ2 norm", rounding=None)
+    return Step(shape, (per_norm(ONE, ONE, Bound(sqrt_up(float(count)))),), "ℓ2 norm", rounding=_power_sum(2, count))
 
 
 @rule("ReduceLogSumExp", attributes=REDUCE, inputs=2)
@@ -208,7 +233,8 @@ def global_lp_pool(call: Call) -> Step:
     shape = call.flow().shape
     count, order = math.prod(shape[1:]), _order(call)
     gains = sum_gains(count) if order == 1 else per_norm(ONE, ONE, Bound(sqrt_up(float(count))))
-    return Step((shape[0], *(1 for _ in shape[1:])), (gains,), f"ℓ{order} pooling", rounding=None)
+    sizes = (shape[0], *(1 for _ in shape[1:]))
+    return Step(sizes, (gains,), f"ℓ{order} pooling", rounding=_power_sum(order, count))
 
 
 def reduced(call: Call) -> tuple[tuple[int, ...], int]:

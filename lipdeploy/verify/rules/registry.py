@@ -92,6 +92,8 @@ NOT_LIPSCHITZ = frozenset(
         "LRN",
         "QuantizeLinear",
         "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
         "Det",
         "Einsum",
         "Attention",

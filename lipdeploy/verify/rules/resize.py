@@ -8,14 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from lipdeploy.verify.bound import ONE, Bound
+from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import BATCH, Call, Constant
 from lipdeploy.verify.norms import Norm, diagonal
 from lipdeploy.verify.operator_norm import dense_gains
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF
 from lipdeploy.verify.rules.registry import rule
-from lipdeploy.verify.step import EXACT, Step
+from lipdeploy.verify.step import EXACT, Rounding, Step
 
 ATTRIBUTES = (
     "antialias", "axes", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "extrapolation_value",
@@ -55,10 +55,41 @@ NEAREST: dict[str, Callable[[Fraction], int]] = {
 def resize(call: Call) -> Step:
     """Nearest or linear interpolation along each axis: its matrix is known, norms of the axes multiply (Lemma P2).
 
-    Nearest copies entries and rounds nothing. Positions are exact rationals of the stored sizes or scales.
+    Nearest copies entries and rounds nothing. Linear weights are exact only in the float64 program, which forms them
+    from the same rationals. Positions are exact rationals of the stored sizes or scales.
     """
-    flow, mode = call.flow(0), call.string("mode", "nearest")
-    if call.constant(1) is not None and _present(call, 1) is not None:
+    mode, matrices = call.string("mode", "nearest"), interpolations(call)
+    shape, gains = list(call.flow(0).shape), diagonal(ONE)
+    for axis, matrix in matrices.items():
+        shape[axis] = len(matrix)
+        factors = dense_gains(matrix, tuple(Norm))
+        slack = Bound(1.0 if mode == "nearest" else 1.0 + 4 * UNIT_ROUNDOFF)
+        gains = {pair: gain * factors[pair] * slack for pair, gain in gains.items()}
+    terms = 6 * len(matrices)
+    blend = Rounding(terms=terms, underflow=float(terms), peak=(Bound(2.0), ZERO), only=("f64",))  # F8
+    return Step(tuple(shape), (gains,), f"{mode} interpolation", rounding=EXACT if mode == "nearest" else blend)
+
+
+def interpolations(call: Call) -> dict[int, Array]:
+    """(size out, size in) for every axis of a sample (from 0) that is resized; refuses what has no rule.
+
+    Every row has one 1, or two non-negative weights that sum to 1 and err by a few 2⁻⁵³ relative.
+    """
+    flow, mode, placing = call.flow(0), call.string("mode", "nearest"), placement(call)
+    matrices = {}
+    for axis, (size, (count, scale)) in enumerate(zip(flow.shape, _targets(call, flow.shape), strict=True)):
+        if count == size and scale == 1:
+            continue
+        if placing == "align_corners" and count != size * scale:
+            raise call.refuse("LIP002", "align_corners with a scale that does not give a whole size")
+        matrices[axis] = axis_matrix(call, mode, placing, size, count, scale)
+    return matrices
+
+
+def placement(call: Call) -> str:
+    """How pixels are placed; refuses the modes that have no rule."""
+    mode = call.string("mode", "nearest")
+    if call.constant(1) is not None and present(call, 1) is not None:
         raise call.refuse("LIP002", "a region of interest has no rule")
     if mode not in ("nearest", "linear"):
         raise call.refuse("LIP002", f"mode='{mode}'; nearest and linear have a rule")
@@ -69,20 +100,7 @@ def resize(call: Call) -> Step:
     placing = call.string("coordinate_transformation_mode", "half_pixel")
     if placing not in POSITIONS:
         raise call.refuse("LIP002", f"coordinate_transformation_mode='{placing}'")
-    shape, gains = [], diagonal(ONE)
-    for size, (count, scale) in zip(flow.shape, _targets(call, flow.shape), strict=True):
-        shape.append(count)
-        if count == size and scale == 1:
-            continue
-        if max(size, count) > LARGEST_AXIS or count <= 0 or scale <= 0:
-            raise call.refuse("LIP002", f"resizes an axis of {size} to {count}")
-        if placing == "align_corners" and count != size * scale:
-            raise call.refuse("LIP002", "align_corners with a scale that does not give a whole size")
-        matrix = _matrix(call, mode, placing, size, count, scale)
-        factors = dense_gains(matrix, tuple(Norm))
-        slack = Bound(1.0 if mode == "nearest" else 1.0 + 4 * UNIT_ROUNDOFF)
-        gains = {pair: gain * factors[pair] * slack for pair, gain in gains.items()}
-    return Step(tuple(shape), (gains,), f"{mode} interpolation", rounding=EXACT if mode == "nearest" else None)
+    return placing
 
 
 def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
@@ -90,7 +108,7 @@ def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
     rank = len(shape) + 1
     given = call.integers("axes", ()) or tuple(range(rank))
     axes = [call.resolve_axis(axis, rank) for axis in given]
-    scales, sizes = _present(call, 2), _present(call, 3)
+    scales, sizes = present(call, 2), present(call, 3)
     stated = sizes if scales is None else scales
     if stated is None or (scales is not None and sizes is not None):
         raise call.refuse("LIP013", "needs either scales or sizes")
@@ -106,13 +124,13 @@ def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
             raise call.refuse("LIP005", "the number of samples becomes an image size")
         elif scales is not None:
             scale = Fraction(number)
-            result[axis - 1] = (_scaled_size(call, shape[axis - 1], scale), scale)
+            result[axis - 1] = (scaled_size(call, shape[axis - 1], scale), scale)
         else:
             result[axis - 1] = (int(number), Fraction(int(number), shape[axis - 1]))
     return result
 
 
-def _scaled_size(call: Call, size: int, scale: Fraction) -> int:
+def scaled_size(call: Call, size: int, scale: Fraction) -> int:
     """⌊size·scale⌋, refused where a runtime's float32 product may round up to the next whole number."""
     exact = size * scale
     if exact.denominator > 1 and math.floor(exact * (1 - BLUR)) != math.floor(exact * (1 + BLUR)):
@@ -121,13 +139,16 @@ def _scaled_size(call: Call, size: int, scale: Fraction) -> int:
     return math.floor(exact)
 
 
-def _present(call: Call, index: int) -> Constant | None:
+def present(call: Call, index: int) -> Constant | None:
+    """A stored input, if it is there and not empty."""
     constant = call.constant(index)
     return None if constant is None or constant.array.size == 0 else constant
 
 
-def _matrix(call: Call, mode: str, placing: str, size: int, count: int, scale: Fraction) -> Array:
+def axis_matrix(call: Call, mode: str, placing: str, size: int, count: int, scale: Fraction) -> Array:
     """(count, size); every row has one 1, or two weights that sum to 1. Positions outside show the edge."""
+    if max(size, count) > LARGEST_AXIS or count <= 0 or scale <= 0:
+        raise call.refuse("LIP002", f"resizes an axis of {size} to {count}")
     matrix = np.zeros((count, size))
     choose = NEAREST.get(call.string("nearest_mode", "round_prefer_floor"))
     if choose is None:

@@ -21,6 +21,7 @@ from lipdeploy.verify.step import EXACT, Rounding, Step, one_lipschitz
 #: Integer types whose every value a float type holds exactly.
 NARROW = {np.dtype(t) for t in (np.uint8, np.int8, np.uint16, np.int16, np.bool_)}
 EXACT_INTEGERS = {
+    np.dtype(np.float16): {np.dtype(t) for t in (np.uint8, np.int8, np.bool_)},
     np.dtype(np.float32): NARROW,
     np.dtype(np.float64): NARROW | {np.dtype(np.uint32), np.dtype(np.int32)},
 }

@@ -1,0 +1,87 @@
+"""Asks the rule of one node, or says why there is none: the same questions before every rule."""
+
+from __future__ import annotations
+
+from onnx import helper
+
+from lipdeploy.errors import Refused
+from lipdeploy.ops import DOMAIN
+from lipdeploy.verify.dequantize import FACTORED, QUANTISES
+from lipdeploy.verify.graph import Call, Constant
+from lipdeploy.verify.open_rules import judge_open
+from lipdeploy.verify.open_sizes import is_open
+from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES
+from lipdeploy.verify.step import Step
+
+#: An activation that is rounded to a grid jumps: no finite constant holds, however fine the grid is.
+WEIGHTS_ONLY = (
+    "quantise the weights only: integers, their scales and DequantizeLinear (lipdeploy export --weights int8)"
+)
+FIRST_WITH_BODIES = 17  # the oldest opset for which lipdeploy.ops writes function bodies
+#: Operators that do no arithmetic, so that integer activations cannot overflow in them.
+MOVES_INTEGERS = frozenset(
+    {
+        "Cast",
+        "Identity",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Split",
+        "Slice",
+        "Gather",
+    }
+)
+
+
+class Judge:
+    """Judges nodes and remembers which operators of other domains they were, and the element types of ours."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.operators: dict[str, int] = {}
+        self.element_types: set[int] = set()
+
+    def steps(self, call: Call) -> list[Step]:
+        """What the node's rule says about each output. Raises ``Refused``."""
+        rule = RULES.get((call.domain, call.op))
+        if rule is None:
+            raise _no_rule(call)
+        if call.domain:
+            self.operators[call.op] = call.version
+            if call.domain == DOMAIN and self.opset < FIRST_WITH_BODIES:
+                raise call.refuse("LIP020", f"lipdeploy operators need opset {FIRST_WITH_BODIES}, this is {self.opset}")
+            if call.domain == DOMAIN:
+                self.element_types.add(helper.np_dtype_to_tensor_dtype(call.flow().dtype))
+        types = {flow.dtype for flow in call.flows()}
+        if len(types) > 1:
+            raise call.refuse("LIP013", "its activations have different element types")
+        if types.pop().kind != "f" and call.op not in MOVES_INTEGERS:
+            raise call.refuse(
+                "LIP015", "computes with integers, which wrap around", hint="cast the input to float first"
+            )
+        if call.op in FACTORED and any(isinstance(v, Constant) and v.array.dtype.kind in "iu" for v in call.inputs):
+            hint = "put DequantizeLinear between stored integers and the operator"
+            raise call.refuse("LIP013", "computes with stored integers and floating-point activations", hint)
+        if any(is_open(flow.shape) for flow in call.flows()):
+            return judge_open(call)
+        return rule(call)
+
+
+def refuse_open_shape(call: Call) -> None:
+    """A size that the file leaves open is no constant, although Shape would name it."""
+    if call.op == "Shape" and not call.domain and any(is_open(flow.shape) for flow in call.flows()):
+        raise call.refuse("LIP006", "computes with an image's height or width, which the file leaves open")
+
+
+def _no_rule(call: Call) -> Refused:
+    name = f"{call.domain}.{call.op}" if call.domain else call.op
+    if not call.domain and call.op == "DequantizeLinear":
+        call.flows()  # what an integer activation was made by has a better reason
+        return call.refuse("LIP015", "dequantises numbers that depend on the input", WEIGHTS_ONLY)
+    if not call.domain and call.op in NOT_LIPSCHITZ:
+        hint = WEIGHTS_ONLY if call.op in QUANTISES else ""
+        return call.refuse("LIP010", f"{name} has no finite Lipschitz constant, or no useful one", hint)
+    return call.refuse("LIP001", f"there is no rule for {name}")

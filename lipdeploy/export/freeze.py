@@ -94,14 +94,16 @@ def _bake(network: nn.Module) -> nn.Module:
 
 
 def _network_dtype(network: nn.Module, options: ExportOptions) -> torch.dtype:
-    if options.dtype is not None:
-        return TORCH_DTYPES[options.dtype]
+    if options.computes_in is not None:
+        return TORCH_DTYPES[options.computes_in]
     tensors = [*network.parameters(), *network.buffers()]
     found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} or {torch.float32}
     if len(found) == 1 and found <= {torch.float32, torch.float64}:
         return found.pop()
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
-    raise InputError(f"the network's weights are {names}", hint="pass dtype='float32' (--dtype float32), or float64")
+    known = {"float16", "bfloat16"} & {names}
+    hint = f"pass dtype='float32' (--dtype float32), or {', '.join(known) or 'float64'}"
+    raise InputError(f"the network's weights are {names}", hint=hint)
 
 
 def _per_channel(name: str, value: PerChannel, dtype: torch.dtype, example: Tensor) -> Tensor | None:

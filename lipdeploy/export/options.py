@@ -12,7 +12,8 @@ from lipdeploy.errors import InputError
 from lipdeploy.verify.norms import norm_pair
 
 OPSETS = range(17, 24)
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+FIRST_WITH_INT8 = 19  # of whose DequantizeLinear ONNX's reference evaluator, the standard of parity, has a program
 INPUT_DTYPES = ("float32", "float64", "uint8")
 EXTERNAL_DATA_BYTES = 1_500_000_000
 
@@ -35,6 +36,7 @@ class ExportOptions:
     class_names: tuple[str, ...] = ()
     dynamic_batch: bool = True
     dtype: str | None = None
+    weights: str | None = None
     standard_ops: bool = False
     tolerance: float | None = None
     external_data_bytes: int = EXTERNAL_DATA_BYTES
@@ -49,6 +51,16 @@ class ExportOptions:
         """Whether anything stands between the caller's tensor and the network."""
         given = (self.mean, self.std, self.input_scale)
         return any(value is not None for value in given)
+
+    @property
+    def storage(self) -> str | None:
+        """The format of the linear layers' weights where it is not the one that the program computes in."""
+        return self.dtype if self.dtype in ("float16", "bfloat16") else self.weights
+
+    @property
+    def computes_in(self) -> str | None:
+        """What the program computes in; ``None``: what the network does."""
+        return self.dtype if self.storage is None else "float32"
 
     def check(self) -> None:
         """Raise ``InputError`` for the first option that cannot be used."""
@@ -68,13 +80,22 @@ class ExportOptions:
         norm_pair(self.norm)
         if self.opset not in OPSETS:
             raise InputError(f"opset {self.opset} is not supported", hint="choose 17 to 23; the default is 20")
-        if self.dtype in ("float16", "bfloat16"):
-            raise InputError(
-                f"dtype={self.dtype!r} is not implemented yet: reduced-precision storage needs its own rounding proof",
-                hint="export in float32 (the default) or float64",
-            )
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise InputError(f"dtype={self.dtype!r} is unknown", hint="choose float32 or float64")
+            hint = "pass weights='int8' (--weights int8)" if self.dtype == "int8" else f"choose {', '.join(DTYPES)}"
+            raise InputError(f"dtype={self.dtype!r} is unknown", hint=hint)
+        if self.weights not in (None, "int8"):
+            raise InputError(
+                f"weights={self.weights!r} is unknown", hint="int8, or dtype='float16' or 'bfloat16' (--dtype)"
+            )
+        if self.weights is not None and self.opset < FIRST_WITH_INT8:
+            raise InputError(
+                f"weights={self.weights!r} need opset {FIRST_WITH_INT8} or later",
+                hint=f"pass opset={FIRST_WITH_INT8} (--opset {FIRST_WITH_INT8}) or leave it out",
+            )
+        if self.weights is not None and self.dtype not in (None, "float32"):
+            raise InputError(
+                f"weights={self.weights!r} are for a float32 program, not dtype={self.dtype!r}", hint="leave dtype out"
+            )
         if self.input_dtype not in INPUT_DTYPES:
             raise InputError(f"input_dtype={self.input_dtype!r} is unknown", hint="choose float32, float64 or uint8")
 

@@ -23,6 +23,7 @@ from lipdeploy.export.normalize import normalize as normalized
 from lipdeploy.export.options import EXTERNAL_DATA_BYTES, ExportOptions, PerChannel
 from lipdeploy.export.parity import Array, Parity, Run, compare, require, run_reference
 from lipdeploy.export.samples import example_tensors, parity_samples
+from lipdeploy.export.storage import Stored, store
 from lipdeploy.export.tidy import tidy
 from lipdeploy.verify import Verdict, verify
 
@@ -36,7 +37,8 @@ class ExportResult:
     """What an export left on disk, and what was found out about it.
 
     ``nodes`` counts the nodes of the graph, ``bytes`` the model with its external data. ``output_scale`` is the
-    factor that ``normalize=True`` multiplied the outputs by.
+    factor that ``normalize=True`` multiplied the outputs by. ``dtype`` is the element type of the linear layers'
+    weights, ``stored`` what storing them in fewer bits changed (``None``: they are stored as the program computes).
     """
 
     path: Path
@@ -46,6 +48,8 @@ class ExportResult:
     nodes: int
     bytes: int
     output_scale: float = 1.0
+    dtype: str = "float32"
+    stored: Stored | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document ``lipdeploy/export-report/v1``."""
@@ -59,7 +63,22 @@ class ExportResult:
             "parity": self.parity.to_json(),
             "nodes": self.nodes,
             "bytes": self.bytes,
+            **self._storage_json(),
         }
+
+    def _storage_json(self) -> dict[str, Any]:
+        """What is said where weights are stored in fewer bits than the program computes in."""
+        if self.stored is None:
+            return {}
+        classes = None if self.parity.argmax_agreement is None else self.parity.changed
+        cost = {
+            "tensors": self.stored.tensors,
+            "became_zero": self.stored.became_zero,
+            "samples": self.parity.samples,
+            "classes_changed": classes,
+            "margin_change": self.parity.margin_change,
+        }
+        return {"dtype": self.dtype, "storage": cost}
 
 
 def export(
@@ -78,6 +97,7 @@ def export(
     class_names: Sequence[str] | None = None,
     dynamic_batch: bool = True,
     dtype: str | None = None,
+    weights: str | None = None,
     standard_ops: bool = False,
     samples: Tensor | Array | None = None,
     tolerance: float | None = None,
@@ -100,11 +120,14 @@ def export(
         input_dtype: element type of the graph's input: float32, float64 or uint8.
         class_names: stored in the file, one per logit.
         dynamic_batch: leave axis 0 open.
-        dtype: store and compute in float32 or float64; default: as the network does.
+        dtype: store and compute in float32 or float64 (default: as the network does), or store the linear layers'
+            weights and biases in float16 or bfloat16 and compute in float32.
+        weights: ``int8`` stores the linear layers' weights so, with one scale per output channel; the program
+            computes in float32.
         standard_ops: inline our operators' function bodies, so that only standard operators remain.
         samples: rows for the parity check; default: the example and seeded variations of it.
-        tolerance: largest accepted absolute difference to torch; default 2e-5 (float64: 1e-10) times
-            max(1, largest output).
+        tolerance: largest accepted absolute difference to torch; default 2e-5 (float64: 1e-10, float16: 2e-3,
+            bfloat16: 2e-2, int8: 5e-2) times max(1, largest output).
         run: runs the model for the parity check; default: ONNX's reference evaluator.
         external_data_bytes: larger models keep their weights in one ``.onnx.data`` file.
 
@@ -127,6 +150,7 @@ def export(
         class_names=tuple(class_names or ()),
         dynamic_batch=dynamic_batch,
         dtype=dtype,
+        weights=weights,
         standard_ops=standard_ops,
         tolerance=tolerance,
         external_data_bytes=external_data_bytes,
@@ -178,12 +202,16 @@ def _check_class_names(options: ExportOptions, expected: Sequence[Array]) -> Non
 def _finish(
     model: onnx.ModelProto, feeds: Sequence[Tensor], expected: Sequence[Array], options: ExportOptions, run: Run
 ) -> ExportResult:
-    """Normalise, check, compare, verify and write; the folder is as before when any of this fails."""
+    """Normalise, store, check, compare, verify and write; the folder is as before when any of this fails."""
     factor = 1.0
     if options.normalize:
         model, factor = _normalize(model, options)
+    expected = [value * value.dtype.type(factor) for value in expected]
+    if options.storage is not None:
+        _parity(model, feeds, expected, options, run)  # first what is ours, then what rounding the weights costs
+    model, stored = _stored(model, options)
     check(model) if model.ByteSize() < options.external_data_bytes else None
-    parity = _parity(model, feeds, [value * value.dtype.type(factor) for value in expected], options, run)
+    parity = _parity(model, feeds, expected, options, run, options.storage)
     with staging(options.path) as folder:
         staged = stage(model, folder, options)
         check(staged[-1]) if len(staged) > 1 else None
@@ -195,13 +223,27 @@ def _finish(
         verdict.write_certificate(certificate)
         old_data = options.path.with_name(f"{options.path.name}.data")
         publish([*staged, certificate], options.path.parent, stale=[old_data] if len(staged) == 1 else [])
-    return ExportResult(options.path, options.certificate_path, verdict, parity, len(model.graph.node), size, factor)
+    return ExportResult(
+        path=options.path,
+        certificate_path=options.certificate_path,
+        verdict=verdict,
+        parity=parity,
+        nodes=len(model.graph.node),
+        bytes=size,
+        output_scale=factor,
+        dtype=options.storage or str(expected[0].dtype),
+        stored=stored,
+    )
+
+
+def _stored(model: onnx.ModelProto, options: ExportOptions) -> tuple[onnx.ModelProto, Stored | None]:
+    return (model, None) if options.storage is None else store(model, options.storage)
 
 
 def _normalize(model: onnx.ModelProto, options: ExportOptions) -> tuple[onnx.ModelProto, float]:
     def prove(candidate: onnx.ModelProto) -> float:
         with staging(options.path) as folder:
-            verdict = verify(stage(candidate, folder, options)[-1], norm=options.norm)
+            verdict = verify(stage(_stored(candidate, options)[0], folder, options)[-1], norm=options.norm)
         verdict.raise_for_status()
         return float("inf") if verdict.lipschitz_bound is None else float(verdict.lipschitz_bound.value)
 
@@ -209,10 +251,15 @@ def _normalize(model: onnx.ModelProto, options: ExportOptions) -> tuple[onnx.Mod
 
 
 def _parity(
-    model: onnx.ModelProto, feeds: Sequence[Tensor], expected: Sequence[Array], options: ExportOptions, run: Run
+    model: onnx.ModelProto,
+    feeds: Sequence[Tensor],
+    expected: Sequence[Array],
+    options: ExportOptions,
+    run: Run,
+    storage: str | None = None,
 ) -> Parity:
     names = [value.name for value in model.graph.input]
     actual = run(model, {name: value.numpy() for name, value in zip(names, feeds, strict=True)})
     parity = compare(expected, [np.asarray(value) for value in actual])
-    require(parity, expected, options.tolerance)
+    require(parity, expected, options.tolerance, storage)
     return parity

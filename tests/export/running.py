@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,20 @@ def export_and_compare(network: nn.Module, shape: tuple[int, ...], folder: Path,
     assert result.verdict.status == "verified"
     assert result.certificate_path.is_file()
     return result
+
+
+def jacobian_norm(
+    network: nn.Module, shape: tuple[int, ...], points: int = 40, dtype: torch.dtype = torch.float64
+) -> float:
+    """The largest singular value, in float64, of Jacobians in ``dtype``: no sound bound is below it."""
+    generator = torch.Generator().manual_seed(1)
+    copied = copy.deepcopy(network).to(dtype).eval()
+    norms = []
+    for _ in range(points):
+        x = 2 * torch.randn(1, *shape, generator=generator, dtype=dtype)
+        jacobian = torch.autograd.functional.jacobian(copied, x).reshape(-1, x.numel()).double()
+        norms.append(float(torch.linalg.matrix_norm(jacobian, 2)))
+    return max(norms)
 
 
 def operators(result: lip.ExportResult) -> list[str]:

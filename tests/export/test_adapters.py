@@ -10,7 +10,7 @@ from torch import nn
 import lipdeploy as lip
 from lipdeploy.errors import InputError, LimitExceeded
 from tests.export.foreign import papers
-from tests.export.running import export_and_compare, operators
+from tests.export.running import export_and_compare, jacobian_norm, operators
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*parametrize.*")
 
@@ -21,19 +21,6 @@ def bound(result: lip.ExportResult) -> float:
 
 def spectral(weight: torch.Tensor) -> float:
     return float(np.linalg.svd(weight.detach().double().numpy(), compute_uv=False)[0])
-
-
-def jacobian_norm(network: nn.Module, shape: tuple[int, ...], points: int = 40) -> float:
-    """The largest singular value of Jacobians in float64: no sound bound is below it."""
-    generator = torch.Generator().manual_seed(1)
-    double = network.double().eval()
-    norms = []
-    for _ in range(points):
-        x = 2 * torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-        jacobian = torch.autograd.functional.jacobian(double, x).reshape(-1, x.numel())
-        norms.append(float(torch.linalg.matrix_norm(jacobian, 2)))
-    network.float()
-    return max(norms)
 
 
 @pytest.mark.parametrize(

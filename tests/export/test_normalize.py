@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -13,6 +14,8 @@ from torch import nn
 
 import lipdeploy as lip
 from lipdeploy.export.normalize import _toward_zero, scale_output
+from lipdeploy.nn import SpectralConv2d, bake
+from tests.export.foreign import papers
 from tests.export.running import initializers, run_onnxruntime
 
 
@@ -37,6 +40,36 @@ def test_the_proven_bound_meets_the_target(target, norm, tmp_path):
     (actual,) = run_onnxruntime(result.path, {"input": x.numpy()})
     np.testing.assert_array_equal(actual.argmax(1), expected.argmax(1))
     np.testing.assert_allclose(actual, expected * result.output_scale, atol=1e-6 * limit * 100)
+
+
+def test_a_denoiser_whose_layers_multiply_to_more_than_one(tmp_path):
+    """As Lipschitz_DSNN builds them: cyclic convolutions with splines between, here with 1.10 in place of 1."""
+    torch.manual_seed(3)
+    sizes, share = [1, 4, 4, 1], 1.10 ** (1 / 3)
+    layers: list[nn.Module] = []
+    for size, width in pairwise(sizes):
+        cyclic = {"padding": 1, "padding_mode": "circular", "input_size": (8, 8), "lipschitz": share}
+        layers += [
+            bake(SpectralConv2d(size, width, 3, **cyclic)),
+            papers.LinearSpline("conv", width, 21, 0.1, "identity", True),
+        ]
+    network = nn.Sequential(*layers[:-1]).eval()
+    example = torch.rand(2, 1, 8, 8)
+    norms = [_cyclic_norm(layer.weight.detach().numpy(), 8) for layer in network if isinstance(layer, nn.Conv2d)]
+    assert np.prod(norms) == pytest.approx(1.10, rel=1e-4)
+    plain = lip.export(network, example, tmp_path / "plain.onnx").verdict.lipschitz_bound.value
+    assert plain == pytest.approx(np.prod(norms), rel=1e-3)
+    result = lip.export(network, example, tmp_path / "model.onnx", normalize=True)
+    assert 1 - 1e-5 <= lip.verify(result.path).lipschitz_bound.value <= 1
+    with torch.no_grad():
+        expected = result.output_scale * network(example).numpy()
+    np.testing.assert_allclose(run_onnxruntime(result.path, {"input": example.numpy()})[0], expected, atol=1e-5)
+
+
+def _cyclic_norm(kernel: np.ndarray, size: int) -> float:
+    """Largest singular value of the symbols: the operator norm of a circular convolution, in float64."""
+    symbols = np.fft.fft2(kernel.astype(np.float64), (size, size)).transpose(2, 3, 0, 1)
+    return float(np.linalg.svd(symbols, compute_uv=False).max())
 
 
 def test_only_the_last_layer_changes(tmp_path):

@@ -119,11 +119,17 @@ class _Hats(torch.autograd.Function):
         left = torch.floor(z.clamp(min=-grid.item() * (size // 2), max=last) / grid)
         index = (zero_knots.view(1, -1, 1, 1) + left).long()
         fraction = z / grid - left
+        ctx.save_for_backward(coefficients, index, fraction, grid)
         return coefficients[index + 1] * fraction + coefficients[index] * (1 - fraction) + half
 
     @staticmethod
     def backward(ctx, gradient):
-        raise NotImplementedError
+        coefficients, index, fraction, grid = ctx.saved_tensors
+        along_x = gradient * (coefficients[index + 1] - coefficients[index]) / grid
+        shares = torch.zeros_like(coefficients)
+        shares.index_put_((index + 1,), gradient * fraction, accumulate=True)
+        shares.index_put_((index,), gradient * (1 - fraction), accumulate=True)
+        return along_x, shares, None, None, None, None
 
 
 def _four_axes(x: Tensor) -> Tensor:

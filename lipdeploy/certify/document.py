@@ -14,7 +14,8 @@ from lipdeploy.certify.results import PROGRAMS, AtRadius, Results
 from lipdeploy.certify.run import Task
 from lipdeploy.runtime.prediction import linf_radius
 from lipdeploy.verify import version
-from lipdeploy.verify.rounding import fraction_down
+from lipdeploy.verify.bound import Bound
+from lipdeploy.verify.rounding import fraction_down, number_down, shortest_down
 
 Array = np.ndarray[Any, Any]
 SCHEMA = "lipdeploy/certification-report/v1"
@@ -63,7 +64,7 @@ def _radii(task: Task, results: Results, norm: str) -> Array:
 def as_document(outcome: Outcome) -> dict[str, Any]:
     """The whole report, as JSON takes it."""
     task, results = outcome.task, outcome.results
-    verdict, session = task.verdict, task.session
+    verdict, session, library = task.verdict, task.session, task.session.library
     most, least = results.extremes(EXTREMES)
     return {
         "schema": SCHEMA,
@@ -78,9 +79,10 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
         "guarantee": session.guarantee,
         "lipschitz_bound": session.lipschitz_bound,
         "certificate_sha256": session.certificate_sha256,
+        "operator_library": None if library is None else {"version": library.version, "sha256": library.sha256},
         "rows": len(results),
         "correct": int(results.right.sum()),
-        "accuracy": fraction_down(results.accuracy),
+        "accuracy": number_down(fraction_down(results.accuracy)),
         "without_certificate": results.without_certificate,
         "programs": {name: results.answered_by(name) for name in PROGRAMS},
         "at": [_at(line) for line in outcome.at],
@@ -94,7 +96,7 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
         "nodes": [
             {
                 "name": node.name, "op": node.op,
-                "gain": _finite(node.gain.value), "bound_after": _finite(node.bound_after.value),
+                "gain": _bound(node.gain), "bound_after": _bound(node.bound_after),
             }
             for node in verdict.nodes
         ],
@@ -108,18 +110,18 @@ def as_document(outcome: Outcome) -> dict[str, Any]:
 
 def _at(line: AtRadius) -> dict[str, Any]:
     return {
-        "epsilon": line.epsilon,
+        "epsilon": float(shortest_down(line.epsilon)),  # as it was written, or below what was counted
         "norm": line.norm,
         "certified_correct": line.correct,
         "certified_wrong": line.wrong,
         "abstained": line.abstained,
-        "certified_accuracy": fraction_down(line.certified_accuracy),
+        "certified_accuracy": number_down(fraction_down(line.certified_accuracy)),
     }
 
 
 def _curve(results: Results) -> dict[str, Any]:
     radii, certified = results.curve()
-    return {"epsilon": radii.tolist(), "certified_correct": certified.tolist()}
+    return {"epsilon": list(map(number_down, radii.tolist())), "certified_correct": certified.tolist()}
 
 
 def _histogram(results: Results) -> dict[str, Any]:
@@ -150,9 +152,13 @@ def _row(results: Results, row: int) -> dict[str, Any]:
     return {"row": row, "label": label, "truth": truth, "radius": _finite(radius)}
 
 
+def _bound(value: Bound) -> float | None:
+    return value.value if value.is_finite else None
+
+
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return number_down(value) if math.isfinite(value) else None
 
 
 def _values_per_row(task: Task) -> int:
-    return math.prod(size or 1 for size in task.session.inputs[0].shape[1:])
+    return math.prod(task.data.rows.shape[1:])  # of the data: the file may leave sizes open

@@ -8,6 +8,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 46
+WORDS = 62  # how wide a share of accuracy is, about
 
 
 def ticks(limit: float, about: int = 6) -> list[float]:
@@ -76,11 +77,22 @@ class Chart:
             f'<line class="drop" x1="{at:.1f}" x2="{at:.1f}" y1="{high:.1f}" y2="{HEIGHT - BOTTOM}"/>'
             f'<circle class="dot" cx="{at:.1f}" cy="{high:.1f}" r="4"/>'
         )
-        left, place = at > WIDTH - 150, max(high - 8, 12)
-        if any(abs(x - at) < 75 and abs(y - place) < 15 for x, y in self.marks):
-            left, place = True, high + 20  # below a falling curve there is room
-        self.marks.append((at, place))
+        left, place = self._room(at, high)
+        self.marks.append((at - 8 - WORDS if left else at + 8, place))
         self.text(at - 8 if left else at + 8, place, words, "end" if left else "start", "mark")
+
+    def _room(self, at: float, high: float) -> tuple[bool, float]:
+        """Whether words about a point stand left of it, and how high: above the curve, else below, on no others."""
+        places = [(False, max(high - 8, 12.0)), (True, high + 20)]
+        places += [
+            (left, high + step) for step in (*range(20, 160, 16), *range(-24, -160, -16)) for left in (True, False)
+        ]
+        for left, place in places:
+            start = at - 8 - WORDS if left else at + 8
+            free = all(abs(x - start) >= WORDS or abs(y - place) >= 15 for x, y in self.marks)
+            if LEFT <= start <= WIDTH - WORDS and 12 <= place < HEIGHT - BOTTOM and free:
+                return left, place
+        return at > WIDTH - 150, max(high - 8, 12.0)
 
     def bar(self, left: float, right: float, low: float, high: float, kind: str, words: str) -> None:
         """A box from (left, low) to (right, high) with words for whoever points at it."""

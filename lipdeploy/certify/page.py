@@ -71,7 +71,7 @@ def _tiles(outcome: Outcome) -> str:
     ]
     tiles.append((f"{results.without_certificate:,}", "samples without any certificate"))
     tiles.append(
-        (f"≤ {decimal_up(outcome.task.session.lipschitz_bound, 6)}", f"proven Lipschitz bound ({verdict.norm})")
+        (f"≤ {decimal_up(outcome.task.session.lipschitz_bound, 5)}", f"proven Lipschitz bound ({verdict.norm})")
     )
     cells = "".join(f'<div class="tile"><b>{_text(value)}</b><span>{_text(name)}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{cells}</div>'
@@ -192,9 +192,11 @@ def _card(results: Results, row: int, names: Sequence[str], image: str | None) -
 def _provenance(outcome: Outcome) -> str:
     task, results = outcome.task, outcome.results
     answered = ", ".join(f"{results.answered_by(name):,} by {name}" for name in ("f64", "f32"))
+    library = task.session.library
     facts = [
         ("model", f"SHA-256 <code>{task.verdict.file_sha256}</code>"),
         ("certificate", f"SHA-256 <code>{task.session.certificate_sha256}</code>"),
+        ("operator library", "none: function bodies" if library is None else f"SHA-256 <code>{library.sha256}</code>"),
         ("data", f"{_text(task.data.kind)}, SHA-256 <code>{task.data_sha256}</code>"),
         ("mode", f"{_text(task.settings.certify)}; rows answered: {answered}"),
         ("proof", f"{decimal_up(task.verdict.elapsed_seconds, 3)} s"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lipdeploy.verify.rounding import decimal_down
+from lipdeploy.verify.rounding import decimal_down, shortest_down
 
 Array = np.ndarray[Any, Any]
 PROGRAMS = ("f64", "f32")
@@ -159,6 +159,6 @@ def percent_down(share: Fraction, digits: int = 2) -> str:
 
 
 def shown(epsilon: float) -> str:
-    """A radius that was asked for: its shortest exact form, else six digits rounded down."""
-    exact = f"{epsilon:g}"
-    return exact if float(exact) == epsilon else decimal_down(epsilon, 6)
+    """A radius that was asked for: as it was written, which was rounded up, or six digits that are not above it."""
+    written = shortest_down(epsilon)
+    return min(written, decimal_down(epsilon, 6), key=len)

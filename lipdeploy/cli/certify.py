@@ -11,7 +11,15 @@ import click
 
 from lipdeploy.cli import report
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, graph_output_option, json_option, limit_option, norm_option, number
+from lipdeploy.cli.options import (
+    debug_option,
+    graph_output_option,
+    json_option,
+    limit_option,
+    norm_option,
+    percentage,
+    radius,
+)
 from lipdeploy.cli.predict import MODES
 
 if TYPE_CHECKING:
@@ -23,21 +31,13 @@ MISSED = 1
 NORMS = {"l2": "ℓ2", "linf": "ℓ∞", "l1": "ℓ1"}
 
 
-def percentage(value: object) -> float:
-    """From 0 to 100."""
-    parsed = number(value)
-    if parsed > 100.0:
-        raise click.BadParameter(f"{value} is above 100")
-    return parsed
-
-
 @click.command("certify")
 @click.argument("model")
 @click.argument("data")
 @click.option(
     "--epsilon",
     "epsilons",
-    type=number,
+    type=radius,
     multiple=True,
     metavar="E",
     help="Report certified accuracy at this radius, in the input norm; several are welcome.",
@@ -45,7 +45,7 @@ def percentage(value: object) -> float:
 @click.option(
     "--linf-epsilon",
     "linf_epsilons",
-    type=number,
+    type=radius,
     multiple=True,
     metavar="E",
     help="The same at an linf radius, through r/√n from an l2 certificate (r/n from l1).",
@@ -102,7 +102,7 @@ def command(
     norm: str,
     certify: str,
     labels: str | None,
-    min_certified: float | None,
+    min_certified: Fraction | None,
     page: str | None,
     as_json: bool,
     output: str | None,
@@ -188,10 +188,10 @@ def _deliver(outcome: Outcome, page: str | None, as_json: bool, output: str | No
         report.show(_blocks(outcome))
 
 
-def _verdict(at: tuple[AtRadius, ...], min_certified: float | None) -> int:
+def _verdict(at: tuple[AtRadius, ...], min_certified: Fraction | None) -> int:
     if min_certified is None:
         return 0
-    return MISSED if any(100 * line.certified_accuracy < Fraction(min_certified) for line in at) else 0
+    return MISSED if any(100 * line.certified_accuracy < min_certified for line in at) else 0
 
 
 def _blocks(outcome: Outcome) -> list[report.Block]:

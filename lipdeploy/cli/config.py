@@ -13,6 +13,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def _candidates(folder: Path) -> Iterable[Path]:
 def _table(path: Path) -> Mapping[str, Any] | None:
     """The table about lipdeploy in a TOML file; ``None`` for a pyproject.toml that has none."""
     try:
-        content = tomllib.loads(path.read_bytes().decode("utf-8"))
+        content = tomllib.loads(path.read_bytes().decode("utf-8"), parse_float=Decimal)
     except OSError as problem:
         raise InputError(f"{path}: {problem.strerror or problem}", hint="check the path and its permissions") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as problem:
@@ -243,15 +244,16 @@ def _string(where: str, key: str, value: object) -> str | None:
 def _limit(where: str, value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            limit = float(value)
-        except OverflowError:
-            limit = math.inf
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        from lipdeploy.verify.rounding import fraction_down, read_exactly
+
+        exact = read_exactly(str(value))  # rounded down: what is within the limit is within what was written
+        limit = 0.0 if exact is None else fraction_down(exact)
         if 0.0 < limit < math.inf:
             return limit
     raise _wrong(where, "max_lipschitz", value, "a finite number above 0", "max_lipschitz = 1.0")
 
 
 def _wrong(where: str, key: str, value: object, wanted: str, hint: str) -> InputError:
-    return InputError(f"{where}: {key}: {value!r} is not {wanted}", hint=hint)
+    found = str(value).lower().replace("infinity", "inf") if isinstance(value, Decimal) else repr(value)
+    return InputError(f"{where}: {key}: {found} is not {wanted}", hint=hint)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from lipdeploy.cli.inputs import Array
-    from lipdeploy.export import ExportResult
+    from lipdeploy.export import ExportResult, Parity
 
 OPSETS = click.IntRange(17, 23)
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 INPUT_DTYPES = ("float32", "float64", "uint8")
 SEED = 0
 
@@ -68,6 +68,7 @@ SEED = 0
     "--dynamic-batch/--static-batch", default=True, show_default=True, help="Leave the batch size open, or fix it to 1."
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Element type of the stored weights [default: the network's].")
+@click.option("--weights", type=click.Choice(["int8"]), help="Store weights so, with one scale per output channel.")
 @click.option("--standard-ops", is_flag=True, help="Write standard operators only, none of domain lipdeploy.")
 @click.option("--samples", metavar="DATA.npz", help="Inputs (x) for the comparison with torch [default: random].")
 @click.option("--tolerance", type=number, metavar="T", help="Largest accepted difference from torch.")
@@ -89,6 +90,7 @@ def command(
     class_names: str | None,
     dynamic_batch: bool,
     dtype: str | None,
+    weights: str | None,
     standard_ops: bool,
     samples: str | None,
     tolerance: float | None,
@@ -121,6 +123,7 @@ def command(
             class_names=names,
             dynamic_batch=dynamic_batch,
             dtype=dtype,
+            weights=weights,
             standard_ops=standard_ops,
             samples=rows,
             tolerance=tolerance,
@@ -182,12 +185,28 @@ def _example(shape: tuple[int, ...] | None, rows: Array | None, dtype: str, scal
 
 def _blocks(result: ExportResult) -> list[report.Block]:
     parity = result.parity
-    agreement = "" if parity.argmax_agreement is None else f", same class in {parity.argmax_agreement:.1%}"
+    agreement = "" if parity.argmax_agreement is None else f", {_classes(parity)}"
+    ulp = f" ({parity.max_ulp} ulp)" if result.stored is None else ""
     scaled = [] if result.output_scale == 1.0 else [f"Outputs scaled by {result.output_scale!r}."]
     return [
         verdicts.summary([result.verdict]),
         f"Wrote {result.path} ({result.nodes} nodes, {result.bytes} bytes) and {result.certificate_path}.",
-        f"Differs from torch by {parity.max_abs:.2g} ({parity.max_ulp} ulp) on {parity.samples} samples{agreement}.",
+        f"Differs from torch by {parity.max_abs:.2g}{ulp} on {parity.samples} samples{agreement}.",
         *scaled,
+        *_stored(result),
         *verdicts.assumptions([result.verdict]),
     ]
+
+
+def _classes(parity: Parity) -> str:
+    """How many rows keep their class, and how far the lead over the next class moved."""
+    kept = f"same class in {parity.samples - parity.changed} ({parity.changed} changed)"
+    return kept if parity.margin_change is None else f"{kept}, margins by {parity.margin_change:.2g}"
+
+
+def _stored(result: ExportResult) -> list[report.Block]:
+    stored = result.stored
+    if stored is None:
+        return []
+    zeros = f"; {stored.became_zero} small ones became zero" if stored.became_zero else ""
+    return [f"Weights stored in {stored.form} ({stored.tensors} tensors{zeros}), computing in float32."]

@@ -86,7 +86,10 @@ def excesses(one: Judged) -> Iterator[tuple[str, str]]:
         return
     bound, limit = verdict.lipschitz_bound, verdict.max_lipschitz
     if bound is not None and limit is not None and bound.value > limit:
-        yield EXCEEDED, f"the proven Lipschitz bound {bound} ({verdict.norm}) is above the limit {limit!r}"
+        yield (
+            EXCEEDED,
+            f"the proven Lipschitz bound {bound} ({verdict.norm}) is above the limit {verdicts.limit_text(limit)}",
+        )
     for regression in one.comparison.regressions if one.comparison is not None else ():
         yield REGRESSED, regression
 

@@ -9,6 +9,7 @@ import click
 
 from lipdeploy.cli import estimating, report, verdicts
 from lipdeploy.cli.options import debug_option, graph_output_option, json_option, norm_option
+from lipdeploy.errors import IntegrityError
 
 if TYPE_CHECKING:
     from lipdeploy.verify import Verdict
@@ -50,7 +51,26 @@ def _blocks(verdict: Verdict) -> list[report.Block]:
     if verdict.output is not None:
         ends.append(f"output {verdict.output.name}: {verdict.output.dtype} {verdicts.shape(verdict.output.shape)}")
     table: list[report.Block] = [verdicts.nodes(verdict)] if verdict.nodes else []
+    ends += _operators(verdict)
     return [verdicts.summary([verdict]), *ends, *_tightness(verdict), *table, *verdicts.reasons(verdict)]
+
+
+def _operators(verdict: Verdict) -> list[str]:
+    """lipdeploy's operators in the graph, and the library whose kernels would run them here."""
+    if not verdict.operators:
+        return []
+    names = ", ".join(f"{name} {number}" for name, number in verdict.operators.items())
+    if not estimating.is_possible():
+        return [f"operators {names}"]
+    from lipdeploy.runtime import find_library
+
+    try:
+        library = find_library()
+    except IntegrityError as problem:
+        return [f"operators {names}; library: {problem.message}"]
+    if library is None:
+        return [f"operators {names}; no operator library, the function bodies would run"]
+    return [f"operators {names}; library version {library.version} of lipdeploy {library.release}, {library.sha256}"]
 
 
 def _tightness(verdict: Verdict) -> list[report.Block]:

@@ -15,7 +15,7 @@ from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 if TYPE_CHECKING:
     from lipdeploy.cli.ratchet import Comparison
     from lipdeploy.verify import Hints, Method, Verdict
-    from lipdeploy.verify.check import Watch
+    from lipdeploy.verify.progress import Watch
 
 BESIDE_THE_MODEL = ""
 PERCENT = 100

@@ -27,6 +27,43 @@ def number(value: object) -> float:
     return parsed
 
 
+def radius(value: object) -> float:
+    """A finite number ≥ 0, read exactly and rounded up: what is certified at it is certified at what was written."""
+    from lipdeploy.verify.rounding import fraction_up
+
+    number(value)
+    return fraction_up(_exact(value))
+
+
+def limit(value: object) -> float:
+    """A finite number above 0, read exactly and rounded down: what is within it is within what was written."""
+    from lipdeploy.verify.rounding import fraction_down
+
+    positive_number(value)
+    lowered = fraction_down(_exact(value))
+    if lowered == 0.0:
+        raise click.BadParameter(f"{value} is not above 0")
+    return lowered
+
+
+def _exact(value: object) -> Fraction:
+    from lipdeploy.verify.rounding import read_exactly
+
+    exact = Fraction(value) if isinstance(value, int | float) else read_exactly(str(value))
+    if exact is None:
+        raise click.BadParameter(f"'{value}' is not a finite number")
+    return exact
+
+
+def percentage(value: object) -> Fraction:
+    """From 0 to 100, read exactly."""
+    number(value)
+    exact = _exact(value)
+    if exact > 100:
+        raise click.BadParameter(f"{value} is above 100")
+    return exact
+
+
 def positive_number(value: object) -> float:
     """A finite number above 0."""
     parsed = number(value)
@@ -96,7 +133,7 @@ def norm_option(function: Decorated) -> Decorated:
 def limit_option(function: Decorated) -> Decorated:
     """``--max-lipschitz``: the gate."""
     return click.option(
-        "--max-lipschitz", type=positive_number, metavar="X", help="Fail (exit 1) when the proven bound is above X.",
+        "--max-lipschitz", type=limit, metavar="X", help="Fail (exit 1) when the proven bound is above X.",
     )(function)  # fmt: skip
 
 

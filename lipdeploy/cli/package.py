@@ -10,7 +10,7 @@ import click
 
 from lipdeploy.cli import report
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, limit_option, norm_option, number
+from lipdeploy.cli.options import debug_option, limit_option, norm_option, radius
 from lipdeploy.cli.predict import MODES
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _common(function: Decorated) -> Decorated:
         norm_option,
         limit_option,
         click.option("--certify", type=click.Choice(MODES), help="The program that answers [default: f64]."),
-        click.option("--epsilon", type=number, metavar="R", help="Radius to certify where a request names none."),
+        click.option("--epsilon", type=radius, metavar="R", help="Radius to certify where a request names none."),
         debug_option,
     )
     for option in reversed(options):

@@ -9,7 +9,7 @@ import click
 
 from lipdeploy.cli import inputs, report
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, graph_output_option, json_option, limit_option, norm_option, number
+from lipdeploy.cli.options import debug_option, graph_output_option, json_option, limit_option, norm_option, radius
 
 if TYPE_CHECKING:
     from lipdeploy.runtime import CertifiedPrediction, CertifiedSession
@@ -23,7 +23,7 @@ MODES = ("f64", "adaptive", "f32", "network")
 @click.argument("model")
 @click.argument("data", metavar="INPUT")
 @click.option(
-    "--epsilon", type=number, metavar="R", help="Radius to certify: fail (exit 1) when a row falls short of it."
+    "--epsilon", type=radius, metavar="R", help="Radius to certify: fail (exit 1) when a row falls short of it."
 )
 @norm_option
 @click.option(
@@ -69,12 +69,14 @@ def command(
 
 
 def as_document(session: CertifiedSession, prediction: CertifiedPrediction) -> dict[str, object]:
-    """The answer for programs: schema ``lipdeploy/prediction/v1``; an unbounded radius is null."""
+    """The answer for programs: schema ``lipdeploy/prediction/v1``; an unbounded radius is null, no digit rounds up."""
+    from lipdeploy.verify.rounding import number_down
+
     return {
         "schema": SCHEMA,
         "label": prediction.label.tolist(),
-        "radius": prediction.radius.tolist(),
-        "margin": prediction.margin.tolist(),
+        "radius": list(map(number_down, prediction.radius.tolist())),
+        "margin": list(map(number_down, prediction.margin.tolist())),
         "certified": prediction.certified.tolist(),
         "norm": prediction.norm,
         "lipschitz_bound": prediction.lipschitz_bound,
@@ -84,7 +86,7 @@ def as_document(session: CertifiedSession, prediction: CertifiedPrediction) -> d
 
 
 def _blocks(session: CertifiedSession, prediction: CertifiedPrediction, epsilon: float | None) -> list[report.Block]:
-    from lipdeploy.verify.rounding import decimal_down
+    from lipdeploy.verify.rounding import decimal_down, shortest_down
 
     rows = tuple(
         (
@@ -98,7 +100,7 @@ def _blocks(session: CertifiedSession, prediction: CertifiedPrediction, epsilon:
             zip(prediction.label, prediction.radius, prediction.margin, prediction.certified, strict=True)
         )
     )
-    asked = "radius above 0" if epsilon is None else f"radius at least {epsilon!r}"
+    asked = "radius above 0" if epsilon is None else f"radius at least {shortest_down(epsilon)}"
     return [
         report.Table(("row", "label", "radius ≥", "margin", "certified"), rows),
         f"{int(prediction.certified.sum())} of {len(rows)} rows certified: {asked}, {prediction.norm} norm, "

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, limit_option, norm_option, number
+from lipdeploy.cli.options import debug_option, limit_option, norm_option, number, radius
 from lipdeploy.errors import InputError
 
 MODES = ("f64", "adaptive", "f32", "network")
@@ -44,7 +44,7 @@ BINDING = ("host", "port", "admin_port", "grpc_port", "tls_cert", "tls_key", "tl
     "--certify", type=click.Choice(MODES), default="f64", show_default=True,
     help="The program whose answers are certified.",
 )  # fmt: skip
-@click.option("--epsilon", type=number, metavar="R", help="Radius to certify where a request names none.")
+@click.option("--epsilon", type=radius, metavar="R", help="Radius to certify where a request names none.")
 @click.option("--threads", type=COUNT, help="Threads of one inference (default: ONNX Runtime's choice).")
 @click.option("--max-batch-rows", type=COUNT, default=64, show_default=True, help="Rows in a batch.")
 @click.option("--max-queue-rows", type=COUNT, default=1024, show_default=True, help="Rows that may wait; then 503.")

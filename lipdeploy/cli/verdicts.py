@@ -32,8 +32,15 @@ def summary(verdicts: Sequence[Verdict]) -> Table:
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
     bound = UNKNOWN if verdict.lipschitz_bound is None else f"{verdict.lipschitz_bound}"
-    limit = "none" if verdict.max_lipschitz is None else f"{verdict.max_lipschitz!r}"
+    limit = "none" if verdict.max_lipschitz is None else limit_text(verdict.max_lipschitz)
     return verdict.path, verdict.status, verdict.norm, bound, limit
+
+
+def limit_text(limit: float) -> str:
+    """A limit as it was written, or a decimal just above it: what was written was rounded down."""
+    from lipdeploy.verify.rounding import shortest_up
+
+    return shortest_up(limit)
 
 
 def _estimate(verdict: Verdict) -> str:

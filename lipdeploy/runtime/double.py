@@ -7,6 +7,7 @@ exactly (``rewrites.py``) or refused by name (LIP018). Only the nodes that the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,8 +19,10 @@ from lipdeploy.ops import DOMAIN, attach_functions
 from lipdeploy.runtime import products
 from lipdeploy.runtime.rewrites import REWRITES
 from lipdeploy.runtime.rewriting import Rewriting, Shape, attributes_of, unsupported
+from lipdeploy.runtime.stored import fold_stored
 
 STANDARD = ("", "ai.onnx")
+LARGE = 1024  # entries of a float constant that holds no sizes
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 # Operators whose float64 CPU kernel was seen to load and run in ONNX Runtime 1.31.1, and whose meaning does not
@@ -28,9 +31,9 @@ KERNELS = frozenset(
     """
     Abs Add And BatchNormalization Cast CastLike Clip Concat ConstantOfShape DepthToSpace Div Dropout Einsum Equal
     Exp Expand Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
-    LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2
-    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Shape
-    Size Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pad Range Reciprocal ReduceL1
+    ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Shape Sign
+    Size Slice SpaceToDepth Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor
     """.split()  # noqa: SIM905
 )
 
@@ -48,6 +51,7 @@ def double_model(model: onnx.ModelProto, output_name: str | None = None, own: bo
     del graph.value_info[:]  # claims of the file; sizes are inferred again from the inputs and constants
     _select_output(graph, output_name)
     _constants_to_initializers(graph)
+    fold_stored(graph)
     _widen(graph)
     _prune(graph, graph.node)
     attach_functions(wide, {TensorProto.DOUBLE})
@@ -214,8 +218,7 @@ def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 def _without_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     """Our operators keep their input's shape and type, but inference through their bodies can lose sizes."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
+    plain = _without_weights(model)
     for node in plain.graph.node:
         if node.domain == DOMAIN:
             node.op_type, node.domain = "Identity", ""
@@ -224,6 +227,24 @@ def _without_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
     foreign = [function for function in model.functions if function.domain != DOMAIN]
     del plain.functions[:]
     plain.functions.extend(foreign)
+    return plain
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large float constants are inputs of that shape: nobody infers sizes from their values."""
+    plain = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    plain.graph.node.extend(graph.node)
+    plain.graph.input.extend(graph.input)
+    plain.graph.output.extend(graph.output)
+    plain.graph.value_info.extend(graph.value_info)
+    for tensor in graph.initializer:
+        if tensor.data_type in (*NARROW, TensorProto.DOUBLE) and math.prod(tensor.dims) > LARGE:
+            stand_in = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            if all(value.name != tensor.name for value in graph.input):
+                plain.graph.input.append(stand_in)
+        else:
+            plain.graph.initializer.append(tensor)
     return plain
 
 

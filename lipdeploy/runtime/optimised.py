@@ -5,6 +5,7 @@ is made of, a constant by its bits, whatever the names. The rewritten graph may 
 what is undone here, each without a change of one number:
 
 - data movement on constants, done beforehand (Transpose, Reshape, Unsqueeze, Identity);
+- stored weights widened beforehand (an exact Cast; DequantizeLinear, rounded once as its kernel rounds);
 - Conv and Gemm that apply a Relu themselves (``FusedConv``, ``FusedGemm``);
 - convolutions and maximum pools on channels in blocks (``com.microsoft.nchwc``), whose weights are reordered and padded
   with zeros: conventional sums of the same products;
@@ -24,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper, inliner, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper
 
 from lipdeploy.errors import IntegrityError
 from lipdeploy.ops import DOMAIN
 from lipdeploy.runtime.executed import COPIES, HINT, STANDARD, comparable_attributes, constant_tensor, opset_versions
+from lipdeploy.runtime.stored import cast, dequantise
 
 MALFORMED = (TypeError, ValueError, KeyError, IndexError)  # a node that this reader does not expect
 BLOCKED = "com.microsoft.nchwc"
@@ -61,9 +63,10 @@ class _Different(Exception):
 def check_optimised(verified: onnx.ModelProto, executed: onnx.ModelProto, what: str) -> None:
     """Raise ``IntegrityError`` unless ``executed`` is ``verified``, up to the rewrites that this module undoes."""
     try:
-        known = _Reader(opset_versions(verified), {})
+        halves = _computes_in_halves(verified.graph)
+        known = _Reader(opset_versions(verified), {}, halves)
         expected = known.read(_inlined_like(executed, verified))
-        found = _Reader(opset_versions(verified), known.convolution_weights).read(executed)
+        found = _Reader(opset_versions(verified), known.convolution_weights, halves).read(executed)
     except (_Different, *MALFORMED) as difference:
         raise IntegrityError(f"{what}: ONNX Runtime rewrote the graph: {difference}", hint=HINT) from difference
     if list(expected) != list(found):
@@ -80,11 +83,29 @@ def _inlined_like(executed: onnx.ModelProto, verified: onnx.ModelProto) -> onnx.
     return inliner.inline_selected_functions(verified, inline) if inline else verified
 
 
-class _Reader:
-    """Turns one graph into expressions."""
+def _computes_in_halves(graph: onnx.GraphProto) -> bool:
+    """Whether some activation is float16: the CPU provider computes most of those in float32, between its own Casts."""
+    if any(value.type.tensor_type.elem_type == TensorProto.FLOAT16 for value in graph.input):
+        return True
+    fixed = {tensor.name for tensor in graph.initializer} | {""}
+    for node in graph.node:
+        if fixed.issuperset(node.input):
+            fixed.update(node.output)
+        elif node.op_type == "Cast" and any(a.name == "to" and a.i == TensorProto.FLOAT16 for a in node.attribute):
+            return True
+    return False
 
-    def __init__(self, opsets: dict[str, int], known_weights: Mapping[Key, Array]) -> None:
+
+class _Reader:
+    """Turns one graph into expressions.
+
+    ``halves``: where it rounds to float16 does not count. No guarantee rests on such a program, whose error in f32 is
+    not stated.
+    """
+
+    def __init__(self, opsets: dict[str, int], known_weights: Mapping[Key, Array], halves: bool = False) -> None:
         self.opsets = opsets
+        self.halves = halves
         self.known_weights = known_weights  # those of the verified graph's convolutions
         self.convolution_weights: dict[Key, Array] = {}
         self.tensors: dict[str, _Tensor] = {"": ABSENT}
@@ -95,12 +116,18 @@ class _Reader:
         for value in graph.input:
             self.tensors[value.name] = _Tensor(("input", value.name))
         for tensor in graph.initializer:
-            self.tensors[tensor.name] = _constant(numpy_helper.to_array(tensor))
+            self.tensors[tensor.name] = self._fixed(numpy_helper.to_array(tensor))
         if graph.sparse_initializer:
             raise _Different("there are sparse constants")
         for node in graph.node:
             self._visit(node)
         return {value.name: self._of(value.name) for value in graph.output}
+
+    def _fixed(self, value: Array) -> _Tensor:
+        return _constant(value.astype(np.float32) if self.halves and value.dtype == np.float16 else value)
+
+    def _is_copy(self, node: onnx.NodeProto) -> bool:
+        return node.op_type == "Identity" or (self.halves and node.op_type == "Cast" and _between_floats(node))
 
     def _of(self, name: str) -> _Tensor:
         if name not in self.tensors:
@@ -114,8 +141,8 @@ class _Reader:
         while inputs and inputs[-1] is ABSENT:
             inputs.pop()
         if node.domain in STANDARD and node.op_type == "Constant":
-            self.tensors[node.output[0]] = _constant(_value_of(node))
-        elif node.op_type in COPIES or (node.domain in STANDARD and node.op_type == "Identity"):
+            self.tensors[node.output[0]] = self._fixed(_value_of(node))
+        elif node.op_type in COPIES or (node.domain in STANDARD and self._is_copy(node)):
             self.tensors[node.output[0]] = inputs[0]
         elif node.domain in (BLOCKED, FUSED):
             undo = UNDONE.get((node.domain, node.op_type))
@@ -293,6 +320,10 @@ def _constant(value: Array) -> _Tensor:
     return _Tensor(("constant", value.dtype.str, value.dtype.name, value.shape, digest), value=value)
 
 
+def _between_floats(node: onnx.NodeProto) -> bool:
+    return any(a.name == "to" and a.i in (TensorProto.FLOAT, TensorProto.FLOAT16) for a in node.attribute)
+
+
 def _value_of(node: onnx.NodeProto) -> Array:
     whole = {"value_int", "value_ints"}
     values = [helper.get_attribute_value(a) for a in node.attribute if a.name in whole]
@@ -329,8 +360,11 @@ def _unsqueezed(node: onnx.NodeProto, values: Sequence[Array | None]) -> Array |
     return np.expand_dims(value, tuple(int(axis) for axis in axes.reshape(-1)))
 
 
+#: Operators on constants that this reader evaluates itself, to the bit as ONNX Runtime does.
 MOVES: dict[str, Callable[[onnx.NodeProto, Sequence[Array | None]], Array | None]] = {
     "Transpose": _transposed,
     "Reshape": _reshaped,
     "Unsqueeze": _unsqueezed,
+    "Cast": lambda node, values: cast(node, list(values)),
+    "DequantizeLinear": lambda node, values: dequantise(node, list(values)),
 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lipdeploy.errors import InputError
-from lipdeploy.verify.rounding import sqrt_up, up
+from lipdeploy.verify.rounding import read_exactly, sqrt_up, up
 
 Array = np.ndarray[Any, Any]
 
@@ -66,11 +67,12 @@ def linf_radius(radius: Array, norm: str, size: int) -> Array:
 def checked_epsilon(epsilon: float | None) -> float:
     """``epsilon`` as a float that is not below it, 0 for ``None``; ``InputError`` unless it is finite and ≥ 0."""
     try:
-        value = 0.0 if epsilon is None else float(epsilon)
-        if epsilon is not None and not isinstance(epsilon, str) and value < epsilon:  # a Fraction, a whole number, ...
+        exact = read_exactly(epsilon) if isinstance(epsilon, str) else epsilon
+        value = 0.0 if epsilon is None else math.nan if exact is None else float(exact)
+        if exact is not None and value < exact:  # a Fraction, a whole number, ...
             value = up(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"epsilon must be a number, got {epsilon!r}") from error
-    if not (np.isfinite(value) and value >= 0.0):
+    if not (math.isfinite(value) and value >= 0.0):
         raise InputError(f"epsilon must be finite and not negative, got {epsilon!r}")
     return value

@@ -17,6 +17,8 @@ import onnx
 from lipdeploy.runtime import products, smooth
 from lipdeploy.runtime.rewriting import Rewriting, attributes_of, unsupported
 from lipdeploy.runtime.windows import Windows, per_axis
+from lipdeploy.verify.graph import Call, Constant, Flow
+from lipdeploy.verify.rules.resize import interpolations
 
 
 def conv(graph: Rewriting, node: onnx.NodeProto) -> None:
@@ -197,11 +199,15 @@ def global_pool(reduction: str) -> Callable[[Rewriting, onnx.NodeProto], None]:
 
 
 def global_lp_pool(graph: Rewriting, node: onnx.NodeProto) -> None:
-    """GlobalLpPool with p = 1 or 2 = ReduceL1 or ReduceL2 over the spatial axes."""
+    """GlobalLpPool with p = 1 or 2 = the sum of |x| over the spatial axes, or the root of that of x²."""
     p = int(attributes_of(node).get("p", 2))
     if p not in (1, 2):
         raise unsupported(node, f"p = {p}")
-    global_pool(f"ReduceL{p}")(graph, node)
+    rank, x, stem = len(graph.shape(node.input[0], node)), node.input[0], node.output[0]
+    powers = graph.emit("Mul", [x, x], stem=stem) if p == 2 else graph.emit("Abs", [x], stem=stem)
+    total = graph.reduce("ReduceSum", powers, range(2, rank), graph.fresh(stem) if p == 2 else stem)
+    if p == 2:
+        graph.emit("Sqrt", [total], stem)
 
 
 def leaky_relu(graph: Rewriting, node: onnx.NodeProto) -> None:
@@ -242,6 +248,99 @@ def softsign(graph: Rewriting, node: onnx.NodeProto) -> None:
     graph.emit("Div", [x, below], node.output[0])
 
 
+def power(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """Pow with the exponent 2 or ½: a product, a square root. Other powers are Lipschitz nowhere, and not verified."""
+    exponent = graph.value(node.input[1])
+    number = float(exponent.reshape(-1)[0]) if exponent is not None and exponent.size == 1 else None
+    if number == 2.0:
+        graph.emit("Mul", [node.input[0], node.input[0]], node.output[0])
+    elif number == 0.5:
+        graph.emit("Sqrt", [node.input[0]], node.output[0])
+    else:
+        raise unsupported(node, "only the exponents 2 and 1/2 are written out")
+
+
+def reduce_l2(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """ReduceL2 = the root of a sum of squares."""
+    given, x, stem = attributes_of(node), node.input[0], node.output[0]
+    stored = graph.value(node.input[1]) if len(node.input) > 1 and node.input[1] else given.get("axes")
+    axes = [] if stored is None else np.asarray(stored).reshape(-1).tolist()
+    if not axes:
+        raise unsupported(node, "its axes are not stored")
+    squares = graph.emit("Mul", [x, x], stem=stem)
+    total = graph.reduce("ReduceSum", squares, axes, graph.fresh(stem), int(given.get("keepdims", 1)))
+    graph.emit("Sqrt", [total], node.output[0])
+
+
+def shrink(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """Shrink with bias = lambd: x ∓ λ outside [−λ, λ], else 0, which is x minus x clipped to [−λ, λ]."""
+    stem, given = node.output[0], attributes_of(node)
+    limit = given.get("lambd", 0.5)
+    if given.get("bias", 0.0) != limit:
+        raise unsupported(node, "bias is not lambd")
+    ends = [graph.constant(stem, -limit), graph.constant(stem, limit)]
+    graph.emit("Sub", [node.input[0], graph.emit("Clip", [node.input[0], *ends], stem=stem)], node.output[0])
+
+
+def thresholded_relu(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """ThresholdedRelu with alpha = 0 is Relu; it jumps otherwise, and is not verified."""
+    if attributes_of(node).get("alpha", 1.0) != 0.0:
+        raise unsupported(node, "alpha is not 0")
+    graph.emit("Relu", [node.input[0]], node.output[0])
+
+
+def resize(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """Resize, nearest or linear: along each axis two Gathers, weighted by what the verifier's rule says, and a sum."""
+    current, stem, rank = node.input[0], node.output[0], len(graph.shape(node.input[0], node))
+    matrices = interpolations(_as_verified(graph, node))
+    if not matrices:
+        graph.emit("Identity", [current], node.output[0])
+    for place, (axis, matrix) in enumerate(matrices.items(), start=1):
+        output = node.output[0] if place == len(matrices) else None
+        current = _interpolated(graph, current, axis + 1, rank, matrix, output, stem)
+
+
+def _interpolated(
+    graph: Rewriting, x: str, axis: int, rank: int, matrix: np.ndarray[Any, Any], output: str | None, stem: str
+) -> str:
+    """``matrix`` (out, in), with one or two entries in a row that are not zero, applied along one axis."""
+    behind = [1] * (rank - 1 - axis)
+    low = (matrix != 0.0).argmax(axis=1)
+    high = matrix.shape[1] - 1 - (matrix[:, ::-1] != 0.0).argmax(axis=1)
+    rows = np.arange(len(matrix))
+    if np.all(matrix[rows, low] == 1.0) and np.array_equal(low, high):
+        return graph.emit("Gather", [x, graph.integers(stem, low)], output, stem=stem, axis=axis)
+    parts = []
+    for pixel, weight in ((low, matrix[rows, low]), (high, np.where(low == high, 0.0, matrix[rows, high]))):
+        taken = graph.emit("Gather", [x, graph.integers(stem, pixel)], stem=stem, axis=axis)
+        parts.append(graph.emit("Mul", [taken, graph.constant(stem, weight.reshape(-1, *behind))], stem=stem))
+    return graph.emit("Add", parts, output, stem=stem)
+
+
+def _as_verified(graph: Rewriting, node: onnx.NodeProto) -> Call:
+    """The node as the verifier's rule for it sees it."""
+    inputs: list[Flow | Constant | None] = []
+    for index, name in enumerate(node.input):
+        value = graph.value(name) if name else None
+        if index == 0:
+            inputs.append(Flow(name, np.dtype(np.float64), graph.sizes(name, node), {}, {}))
+        else:
+            inputs.append(None if value is None else Constant(name, value))
+        if index and name and value is None:
+            raise unsupported(node, f"'{name}' is not stored")
+    return Call(
+        name=node.name,
+        op=node.op_type,
+        domain="",
+        version=graph.opset,
+        attributes={attribute.name: attribute for attribute in node.attribute},
+        input_names=tuple(node.input),
+        output_names=tuple(node.output),
+        inputs=tuple(inputs),
+        batch=graph.shape(node.input[0], node)[0],
+    )
+
+
 REWRITES: dict[str, Callable[[Rewriting, onnx.NodeProto], None]] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -257,4 +356,18 @@ REWRITES: dict[str, Callable[[Rewriting, onnx.NodeProto], None]] = {
     "Softsign": softsign,
     "Tanh": smooth.tanh,
     "Sigmoid": smooth.sigmoid,
+    "Softmax": smooth.softmax,
+    "Softplus": smooth.softplus,
+    "Mish": smooth.mish,
+    "Elu": smooth.elu,
+    "Selu": smooth.selu,
+    "Celu": smooth.celu,
+    "Erf": smooth.erf,
+    "Gelu": smooth.gelu,
+    "HardSwish": smooth.hard_swish,
+    "Pow": power,
+    "ReduceL2": reduce_l2,
+    "Resize": resize,
+    "Shrink": shrink,
+    "ThresholdedRelu": thresholded_relu,
 }

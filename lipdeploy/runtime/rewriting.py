@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from lipdeploy.errors import Refusal, Refused
 
 Shape = tuple[int | None, ...]
-F32_OR_NETWORK = "use certify='f32' or certify='network', or replace the operator"
+WITHOUT = "replace the operator; where float32 rounding is known, certify='f32' needs no float64 program"
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Rewriting:
 def unsupported(node: onnx.NodeProto, why: str) -> Refused:
     """The refusal of the float64 program for one node."""
     name = node.name or (node.output[0] if node.output else "")
-    return Refused([Refusal("LIP018", name, node.op_type, f"no float64 program: {why}", F32_OR_NETWORK)])
+    return Refused([Refusal("LIP018", name, node.op_type, f"no float64 program: {why}", WITHOUT)])
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

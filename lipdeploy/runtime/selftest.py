@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from lipdeploy.errors import IntegrityError
 from lipdeploy.ops import DOMAIN, attach_functions
@@ -19,6 +19,7 @@ from lipdeploy.runtime.double import tensor_shapes, tensor_types
 from lipdeploy.runtime.engine import Engine
 from lipdeploy.runtime.library import REINSTALL
 from lipdeploy.runtime.rewriting import Shape
+from lipdeploy.runtime.stored import program_value
 
 Array = np.ndarray[Any, Any]
 SPATIAL = 3
@@ -34,6 +35,7 @@ def check_kernels(engine: Engine, model: onnx.ModelProto) -> None:
     bodies = dataclasses.replace(engine, library=None)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     calls = [node for node in model.graph.node if node.domain == DOMAIN]
+    _add_computed(stored, model, {name for node in calls for name in node.input})
     shapes, types = (tensor_shapes(model), tensor_types(model)) if calls else ({}, {})
     seen: set[bytes] = set()
     for node in calls:
@@ -44,6 +46,14 @@ def check_kernels(engine: Engine, model: onnx.ModelProto) -> None:
         if key not in seen:
             seen.add(key)
             _compare(engine, bodies, probe_model, probe, node)
+
+
+def _add_computed(stored: dict[str, onnx.TensorProto], model: onnx.ModelProto, wanted: set[str]) -> None:
+    """Constants that a node makes of a tensor in fewer bits."""
+    for node in model.graph.node:
+        value = program_value(node, stored) if node.output[0] in wanted else None
+        if value is not None:
+            stored[node.output[0]] = numpy_helper.from_array(value, node.output[0])
 
 
 def _probe(

@@ -19,13 +19,14 @@ from lipdeploy.runtime.double import double_model, elements_per_row
 from lipdeploy.runtime.engine import Engine
 from lipdeploy.runtime.inputs import check_finite, feeds_for, flattened, probe_feeds
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary, find_library
-from lipdeploy.runtime.native import Native, native_of, native_rule
+from lipdeploy.runtime.native import Native, native_answers, native_of, native_rule
 from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
 from lipdeploy.runtime.program import stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
 from lipdeploy.runtime.selftest import check_kernels
 from lipdeploy.verify import certificate, verify_source, version
 from lipdeploy.verify.norms import Norm, norm_pair
+from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.radius import CertifiedRows, RadiusRule, input_norm_up, radius_rule
 from lipdeploy.verify.rounding import mul_up
 from lipdeploy.verify.source import read_source
@@ -34,6 +35,8 @@ from lipdeploy.verify.verdict import ErrorBound, TensorSpec, Verdict
 Array = np.ndarray[Any, Any]
 MODES = ("f64", "adaptive", "f32", "network")
 GUARANTEES = {"f64": "deployed", "adaptive": "deployed", "f32": "deployed", "network": "network"}
+REPLACE = "replace the operator (Tanh, Gelu, Softplus, splines and sorting are answered); verify still proves the bound"
+Answered = tuple[CertifiedRows, Array, Array]
 BYTES_PER_RUN = 256 * 2**20  # the float64 program holds every window of a convolution at once
 
 
@@ -47,7 +50,7 @@ class CertifiedSession:
     ``"adaptive"`` (deployed; float32 where its error bound suffices, else float64), ``"f32"`` (deployed, smaller
     radii), ``"network"`` (float32 labels, radii of the real-valued network).
     ``providers`` as in ONNX Runtime, default the CPU. ``threads`` bounds the threads of one call;
-    ``spinning=False`` lets idle ones sleep between calls (servers).
+    ``spinning=False`` lets idle ones sleep between calls (servers). ``watch(node, fraction)`` hears of the proof.
 
     Raises ``InputError`` (unreadable, wrong option), ``Refused`` (not provable, or no guarantee in this mode),
     ``LimitExceeded``, ``IntegrityError`` (certificate, operator library, provider or executed graph differ).
@@ -64,6 +67,7 @@ class CertifiedSession:
         output_name: str | None = None,
         *,
         spinning: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         _check_options(certify, threads)
         engines.check_arithmetic()
@@ -77,6 +81,7 @@ class CertifiedSession:
             output_name=output_name,
             check_certificate=not isinstance(model, bytes),
             method="best",  # with the multipliers that the certificate stores, if any
+            watch=watch,
         )
         self.verdict.raise_for_status()
         self.certificate: dict[str, Any] = certificate.document(self.verdict, version())
@@ -94,10 +99,15 @@ class CertifiedSession:
         self._input_size = _values_per_row(self._inputs)
         plain = len(self._inputs) == 1 and self._inputs[0].dtype == np.float32 and norm_pair(norm)[0] is Norm.L2
         self._plain_input = self._inputs[0].name if plain else None
+        float32s = {"adaptive": self._stored_rule, "f32": self._radius_rule}.get(certify)
+        self._at_once = native_answers(float32s, self._input_size) if plain and self._input_size else None
         self._compare_programs()
         self._check_products(source.proto)
         if self.library is not None:
             self.library.check(self.verdict.operators)
+        if source.proto.ByteSize() > engines.HEAVY:
+            del source
+            engines.give_memory_back()
 
     # What is known about the model.
 
@@ -182,8 +192,8 @@ class CertifiedSession:
         pairwise = self._class_bounds()
         engines.check_arithmetic()
         feeds = feeds_for(x, self._inputs, finite=False)
-        wide, norms = self._received(feeds)
-        answers, logits, program = self._certified(feeds, wide, norms, pairwise, wanted)
+        found = self._in_one_call(feeds, pairwise, wanted) or self._certified(feeds, pairwise, wanted)
+        answers, logits, program = found
         return CertifiedPrediction(
             label=answers.label,
             radius=answers.radius,
@@ -195,7 +205,7 @@ class CertifiedSession:
             lipschitz_bound=self.lipschitz_bound,
             guarantee=self.guarantee,
             epsilon=None if epsilon is None else wanted,
-            input_size=self._input_size,
+            input_size=self._input_size or _values_in_a_row(feeds),
             certificate_sha256=self.certificate_sha256,
         )
 
@@ -246,7 +256,8 @@ class CertifiedSession:
         error = self.verdict.numeric_error.get("f64")
         if self._double is None or self._heads is None or error is None or not self._engine.double_products:
             return
-        standard = self._engine.open(double_model(model, self._output), "float64 program in standard operators")
+        wide = double_model(model, self._output)
+        standard = self._engine.open_to_compare(wide, "float64 program in standard operators")
         feeds = probe_feeds(self._inputs)
         norms = input_norm_up(flattened(feeds), self.norm)
         expected = _rows(engines.run(standard, self._output, _widened(feeds)), feeds)
@@ -265,8 +276,19 @@ class CertifiedSession:
             raise _no_guarantee(uncovered)
         error = self.verdict.numeric_error.get(program)
         if error is None:
-            raise _no_guarantee(f"the rounding error of the {program} program is not known for every operator")
+            raise self._unknown_rounding(program)
         return error
+
+    def _unknown_rounding(self, program: str) -> Refused:
+        """The refusal that names the node at which the error of ``program`` stops being known, and a way out."""
+        node = next((node for node in self.verdict.nodes if program in node.unspecified), None)
+        other = self.certify == "f32" and self.verdict.numeric_error.get("f64") is not None
+        hint = "certify='f64' or certify='adaptive'" if other else "no mode can answer: " + REPLACE
+        if node is None:
+            message = f"the rounding error of the {program} program is not known"
+            return Refused([Refusal("LIP018", "", "", message, hint)])
+        message = f"how {node.op} rounds in the {program} program is specified by nobody, so its error is not known"
+        return Refused([Refusal("LIP018", node.name, node.op, message, hint)])
 
     def _uncovered(self) -> str | None:
         """Why the float32 error constants do not cover the stored program; ``None`` when they do."""
@@ -324,38 +346,54 @@ class CertifiedSession:
             raise Refused([Refusal("LIP019", self._output, "", f"the output has shape {_shown(shape)}", hint)])
         return self._heads
 
-    def _certified(
-        self, feeds: dict[str, Array], wide: dict[str, Array], norms: Array, pairwise: Array, wanted: float
-    ) -> tuple[CertifiedRows, Array, Array]:
-        """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row; ``wide`` is ``feeds`` in float64."""
-        if self.certify == "adaptive":
-            return self._adaptive(feeds, wide, norms, pairwise, wanted)
+    def _in_one_call(self, feeds: dict[str, Array], pairwise: Array, wanted: float) -> Answered | None:
+        """What ``_certified`` says, where the library does all of float32's arithmetic; ``None`` elsewhere."""
+        if self._at_once is None or self._plain_input is None:
+            return None
+        given = feeds[self._plain_input]
+        if not len(given):
+            return None
+        scores = engines.run(self._stored, self._output, feeds)
+        found = self._at_once.rows(given, scores, wanted)
+        if found is None:
+            return None
+        rows, norms, unsure = found
+        logits = scores.astype(np.float64)
+        if not unsure or self.certify == "f32":
+            return rows, logits, _named("f32", logits)
+        return self._escalated(feeds, norms, pairwise, wanted, rows, logits)
+
+    def _certified(self, feeds: dict[str, Array], pairwise: Array, wanted: float) -> Answered:
+        """Answers, logits and the program (``"f64"`` or ``"f32"``) of every row."""
+        wide, norms = self._received(feeds)
         rule = self._radius_rule
         assert rule is not None  # there are class bounds
-        if self.certify == "f64":
+        if self.certify == "f64" or (self.certify == "adaptive" and self._stored_rule is None):
             logits = self._double_logits(wide, pairwise)
             return rule.rows(logits, norms), logits, _named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
+        if self.certify == "adaptive":
+            assert self._stored_rule is not None
+            rows = self._stored_rule.rows(logits, norms)
+            return self._escalated(wide, norms, pairwise, wanted, rows, logits)
         if self.certify == "f32":
             return rule.rows(logits, norms), logits, _named("f32", logits)
         exact = rule.rows(self._double_logits(wide, pairwise), norms)
         return _agreeing(exact, logits), logits, _named("f32", logits)
 
-    def _adaptive(
-        self, feeds: dict[str, Array], wide: dict[str, Array], norms: Array, pairwise: Array, wanted: float
-    ) -> tuple[CertifiedRows, Array, Array]:
-        """float32 answers the rows that it certifies as far as asked; float64 answers the others."""
+    def _escalated(
+        self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float, rows: CertifiedRows, logits: Array
+    ) -> Answered:
+        """float32's answers where it certifies as far as asked; float64 answers the other rows."""
         rule = self._radius_rule
         assert rule is not None  # there are class bounds
-        if self._stored_rule is None:
-            logits = self._double_logits(wide, pairwise)
-            return rule.rows(logits, norms), logits, _named("f64", logits)
-        logits = self._stored_logits(feeds, pairwise)
-        rows = self._stored_rule.rows(logits, norms)
         rest = ~(rows.radius >= wanted) if wanted > 0.0 else ~(rows.radius > 0.0)
         if not rest.any():
             return rows, logits, _named("f32", logits)
-        again = self._double_rows(wide, rest, pairwise)
+        if rest.all():
+            logits = self._double_logits(feeds, pairwise)
+            return rule.rows(logits, norms), logits, _named("f64", logits)
+        again = self._double_rows(feeds, rest, pairwise)
         escalated = rule.rows(again, norms[rest])
         program = _named("f32", logits).copy()
         logits[rest], program[rest] = again, "f64"
@@ -459,7 +497,12 @@ def _is_float(array: Array) -> bool:
 
 
 def _values_per_row(specs: Sequence[TensorSpec]) -> int:
-    return sum(int(np.prod([size or 1 for size in spec.shape[1:]], dtype=np.int64)) for spec in specs)
+    """How many values a sample has; 0 where that changes from call to call."""
+    return sum(math.prod(size or 0 for size in spec.shape[1:]) for spec in specs)
+
+
+def _values_in_a_row(feeds: Mapping[str, Array]) -> int:
+    return sum(math.prod(array.shape[1:]) for array in feeds.values())
 
 
 def _shown(shape: Sequence[int | None]) -> str:

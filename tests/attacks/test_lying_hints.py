@@ -20,8 +20,16 @@ from onnx import helper, numpy_helper
 
 from lipdeploy.verify import verify
 from lipdeploy.verify.certificate import certificate_path
+from lipdeploy.verify.operator_norm import symbol
 
 SIZE = 20
+
+
+@pytest.fixture(autouse=True, params=["binary64", "screened"])
+def screening(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lies where frequencies are screened in binary32 first, as those of wide layers are."""
+    if request.param == "screened":
+        monkeypatch.setattr(symbol, "SCREENED_FROM", 1)
 
 
 def network() -> tuple[onnx.ModelProto, np.ndarray]:
@@ -149,6 +157,7 @@ def test_the_circulant_that_a_liar_would_like_is_smaller() -> None:
 
 def test_honest_hints_give_the_same_bound_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _, honest, _ = written(tmp_path)
+    monkeypatch.setattr(symbol, "CHUNK_ENTRIES", 1 << 10)  # several calls, so that there is something to screen
     counted = {"cholesky": 0, "eigvalsh": 0}
 
     def counting(name: str) -> None:
@@ -169,7 +178,7 @@ def test_honest_hints_give_the_same_bound_without_a_search(tmp_path: Path, monke
     assert verdict.status == "verified"
     assert verdict.lipschitz_bound is not None and verdict.lipschitz_bound.value <= honest * (1 + 1e-10)
     assert counted["eigvalsh"] == 0 < scratch["eigvalsh"]
-    assert counted["cholesky"] <= scratch["cholesky"]
+    assert counted["cholesky"] <= 1.2 * scratch["cholesky"]  # those that a screen leaves over differ a little
 
 
 @pytest.mark.parametrize("shift", ["0x1p-30", "0x1p+60", "nan", "-0x1p+3", 7, None])

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from lipdeploy.ops import attach_functions
 from lipdeploy.prove.multipliers import find
 from lipdeploy.verify import verify
-from lipdeploy.verify.check import prove
+from lipdeploy.verify.check import walked
 from lipdeploy.verify.lmi import certify, multiplier_count
 from tests.verify.models import best_ratio, double_runner
 
@@ -52,6 +52,7 @@ def honest() -> tuple[onnx.ModelProto, list[np.ndarray], float, float]:
     hints = find(model.SerializeToString(), seconds=3.0)
     assert hints is not None
     tight, product = bound(model, hints), bound(model, None)
+    (hints,) = hints.values()
     assert tight < 0.9 * product
     return model, list(hints), tight, product
 
@@ -107,12 +108,12 @@ def test_multipliers_of_the_network_without_the_residual_prove_nothing_false() -
     """The same weights without x + …: its multipliers, and its bound, are below the truth of the residual network."""
     straight = network(BODY.replace("z = Add(x, r)", "z = Identity(r)").replace("y = Add(z, t)", "y = Identity(t)"))
     model = network()
-    hints = find(straight.SerializeToString(), seconds=3.0)
-    assert hints is not None
+    found = find(straight.SerializeToString(), seconds=3.0)
+    assert found is not None
+    (hints,) = found.values()
     truth = best_ratio(double_runner(model), (5,), rounds=12)
     assert bound(straight, hints) < truth <= bound(model, hints)
-    chain = prove(model, "l2", with_chain=True).chain
-    assert chain is not None
+    (chain,) = walked(model, "l2").segments()
     counts = [multiplier_count(activation) for activation in chain.activations]
     values = iter([tau for tau in hints if len(tau)])
     moved = [next(values) if count else np.zeros(0) for count in counts]

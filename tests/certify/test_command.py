@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -54,6 +56,11 @@ def test_the_document_follows_the_schema_and_counts_what_is_true(cli: Cli, dense
     for place, line in enumerate(document["at"]):
         assert sum(entry["certified_correct"][place] for entry in document["classes"]) == line["certified_correct"]
     assert document["guarantee"] == "deployed" and document["nodes"][0]["op"] == "MatMul"
+    from lipdeploy.runtime import find_library
+
+    library = find_library()
+    found = document["operator_library"]
+    assert found == (None if library is None else {"version": library.version, "sha256": library.sha256})
     least = [entry["radius"] for entry in document["least_certain"]]
     assert least == sorted(least) and len(least) == 12
 
@@ -133,6 +140,47 @@ def test_an_interrupted_run_goes_on(
         assert again[name] == whole[name]
     other = cli(*words, "--limit", "299")
     assert other.code == 2 and "the journal of another run" in other.error
+
+
+SLOWLY = """
+import sys, time
+from lipdeploy.certify import journal, run
+from lipdeploy.cli.main import main
+journal.SECONDS_BETWEEN_WRITES, journal.SHARE_OF_TIME = 0.0, 1e9
+original = run.certify_block
+
+def slowly(*arguments):
+    time.sleep(0.02)
+    return original(*arguments)
+
+run.certify_block = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_goes_on(cli: Cli, dense: Path, data: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle: no handler runs, what the journal holds then counts, and nothing else does."""
+    whole = cli("certify", dense, data, "--epsilon", "0.3", "--json").document
+    journal = tmp_path / "j"
+    words = ("certify", dense, data, "--epsilon", "0.3", "--json", "--batch-rows", "2", "--resume", journal)
+    killed = subprocess.Popen([sys.executable, "-c", SLOWLY, *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while done(journal) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    assert 10 <= done(journal) < 300, "killed in the middle"
+    again = cli(*words).document
+    for name in ("rows", "correct", "at", "classes", "histogram", "curve"):
+        assert again[name] == whole[name]
+    assert done(journal) == 300 and not [path for path in tmp_path.iterdir() if path.name.startswith(".j")]
+
+
+def done(journal: Path) -> int:
+    """How many rows a journal holds."""
+    if not journal.exists():
+        return 0
+    return int(np.frombuffer(journal.read_bytes().partition(b"\n")[2][:300], np.bool_).sum())
 
 
 def test_ray_where_it_is_not_installed(dense: Path, data: Path) -> None:
@@ -243,3 +291,15 @@ def test_the_pictures_are_the_samples(page: str, tmp_path: Path) -> None:
         (row,) = re.findall(r"sample (\d+),", entry["alt"] or "")
         pixels = image.open(io.BytesIO(base64.b64decode((entry["src"] or "").partition(",")[2])))
         np.testing.assert_array_equal(np.asarray(pixels), x[int(row)])
+
+
+def test_no_label_of_the_curve_leaves_the_drawing_or_covers_another() -> None:
+    from lipdeploy.certify.drawing import HEIGHT, LEFT, WIDTH, WORDS, Chart
+
+    for xs in ([0.3, 25.0, 80.0, 403.0], [0.0, 0.1, 0.2, 0.3], [500.0, 510.0, 520.0, 545.0]):
+        chart = Chart("c", "t", "d", 545.0, 100.0)
+        for x in xs:
+            chart.mark(x, 96.0 - x / 6, "96.10 %")
+        for place, (start, high) in enumerate(chart.marks):
+            assert LEFT <= start <= WIDTH - WORDS and 0 < high < HEIGHT
+            assert all(abs(start - x) >= WORDS or abs(high - y) >= 15 for x, y in chart.marks[:place])

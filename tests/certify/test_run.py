@@ -18,6 +18,7 @@ from lipdeploy.certify import run
 from lipdeploy.certify.document import counts
 from lipdeploy.certify.results import Answers, Batch, Results, percent_down, shown
 from lipdeploy.certify.run import Settings, Task, certify, local, prepare
+from lipdeploy.cli.options import radius
 from lipdeploy.errors import InputError, IntegrityError, LimitExceeded, Refused
 from tests.certify.conftest import samples, truth, write_npz
 from tests.cli.conftest import write_model
@@ -65,6 +66,16 @@ def test_linf_counts_use_the_radius_over_root_n_and_never_more(dense: Path, data
     certified = line.correct + line.wrong
     assert sum(exact) - 1 <= certified <= sum(exact)
     assert line.norm == "linf"
+
+
+def test_linf_counts_do_not_trust_a_size_that_the_file_leaves_open(
+    dense: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, results = settled(dense, data)
+    (line,) = counts(task, results, (), (0.25,))
+    (spec,) = task.session.inputs
+    monkeypatch.setattr(task.session, "_inputs", (dataclasses.replace(spec, shape=(None, None)),))
+    assert counts(task, results, (), (0.25,)) == (line,)
 
 
 def test_adaptive_certifies_as_many_as_f64_at_the_radii_asked_for(dense: Path, data: Path) -> None:
@@ -264,10 +275,10 @@ def test_percentages_never_round_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "text"), [(0.3, "0.3"), (1.58, "1.58"), (2 / 3, "0.666666"), (1 / 255, "0.00392156")]
+    ("epsilon", "text"), [("0.3", "0.3"), ("1.58", "1.58"), ("2/3", "0.666666"), ("1/255", "0.00392156")]
 )
-def test_an_epsilon_is_shown_exactly_or_rounded_down(epsilon: float, text: str) -> None:
-    assert shown(epsilon) == text
+def test_an_epsilon_is_shown_as_written_or_rounded_down(epsilon: str, text: str) -> None:
+    assert shown(radius(epsilon)) == text
 
 
 def test_quantiles_curve_and_histogram_hold_every_row() -> None:

@@ -79,3 +79,23 @@ def test_an_integer_input_has_no_estimate_and_says_so(cli: Cli, tmp_path: Path) 
     result = cli("inspect", write_model(tmp_path / "pixels.onnx", text))
     assert result.code == 0
     assert "no estimate: the model needs exactly one floating-point input" in result.err
+
+
+SORTED = """
+<ir_version: 9, opset_import: ["": 20, "lipdeploy": 1]>
+sorted (float[N, 4] x) => (float[N, 4] y) { y = lipdeploy.GroupSort <group_size = 2> (x) }
+"""
+
+
+def test_which_library_runs_the_operators(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    from lipdeploy.runtime import find_library
+
+    model, library = write_model(tmp_path / "sorted.onnx", SORTED), find_library()
+    told = cli("inspect", model, "--no-estimate").out
+    if library is not None:
+        assert f"operators GroupSort 1; library version {library.version}" in told and library.sha256 in told
+    monkeypatch.setenv("LIPDEPLOY_OPS_LIBRARY", "")
+    assert "no operator library, the function bodies would run" in cli("inspect", model, "--no-estimate").out
+    monkeypatch.setenv("LIPDEPLOY_OPS_LIBRARY", str(tmp_path / "nowhere.so"))
+    assert "which is not a file" in cli("inspect", model, "--no-estimate").out

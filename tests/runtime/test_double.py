@@ -253,7 +253,7 @@ def test_a_cast_that_rounds_a_constant_is_refused(parse):
     double_model(exact)
 
 
-@pytest.mark.parametrize("op", ["Erf", "Gelu", "Softplus", "Elu", "Mish", "InstanceNormalization"])
+@pytest.mark.parametrize("op", ["Sin", "Atan", "Asinh", "InstanceNormalization"])
 def test_operators_without_float64_program_are_refused_by_name(one_node, op):
     weights = {"s": normal(3), "b": normal(3)} if op == "InstanceNormalization" else {}
     with pytest.raises(Refused, match=rf"LIP018 node 'the_{op}' \({op}\)") as refusal:

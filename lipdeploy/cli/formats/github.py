@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from lipdeploy.cli import findings, report
 from lipdeploy.cli.formats import text
 from lipdeploy.cli.judging import Judged
+from lipdeploy.cli.verdicts import limit_text
 
 SHOWN = 10
 
@@ -38,7 +39,7 @@ def _notices(judged: Sequence[Judged]) -> Iterator[str]:
         verdict = one.verdict
         if verdict is None or verdict.status != "verified" or one.problem is not None:
             continue
-        limit = "no limit asked for" if verdict.max_lipschitz is None else f"limit {verdict.max_lipschitz!r}"
+        limit = "no limit asked for" if verdict.max_lipschitz is None else f"limit {limit_text(verdict.max_lipschitz)}"
         message = f"proven Lipschitz bound {verdict.lipschitz_bound} ({verdict.norm}), {limit}"
         yield _command("notice", message, file=one.path, title="lipdeploy: verified")
 

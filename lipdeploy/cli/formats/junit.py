@@ -12,6 +12,7 @@ from xml.etree import ElementTree as Tree
 from lipdeploy.cli import findings, report
 from lipdeploy.cli.findings import Finding
 from lipdeploy.cli.judging import Judged
+from lipdeploy.cli.verdicts import limit_text
 
 FAILED_STATUSES = {"exceeded", "refused", "integrity"}
 
@@ -49,7 +50,7 @@ def _model_case(one: Judged) -> Tree.Element:
     norm = "" if verdict is None else f" in {verdict.norm}"
     case = _case(one.path, f"proven{norm}, within the limit", _elapsed(one))
     if verdict is not None and verdict.lipschitz_bound is not None:
-        limit = {} if verdict.max_lipschitz is None else {"max_lipschitz": repr(verdict.max_lipschitz)}
+        limit = {} if verdict.max_lipschitz is None else {"max_lipschitz": limit_text(verdict.max_lipschitz)}
         _properties(case, {"norm": verdict.norm, "lipschitz_bound": f"{verdict.lipschitz_bound}", **limit})
     found = list(findings.of_one(one))
     if verdict is None or one.problem is not None:

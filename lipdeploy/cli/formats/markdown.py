@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from lipdeploy.cli import findings, report
 from lipdeploy.cli.findings import Finding
 from lipdeploy.cli.judging import Judged
-from lipdeploy.cli.verdicts import UNKNOWN
+from lipdeploy.cli.verdicts import UNKNOWN, limit_text
 
 LISTED, LETTERS = 500, 600
 MARKS = {"verified": "✅", "exceeded": "❌", "refused": "⛔", "integrity": "⛔"}
@@ -46,7 +46,7 @@ def _row(one: Judged) -> tuple[str, ...]:
         return path, "⛔ no verdict", UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
     status = f"{MARKS[verdict.status]} {verdict.status}"
     bound = UNKNOWN if verdict.lipschitz_bound is None else f"{verdict.lipschitz_bound}"
-    limit = UNKNOWN if verdict.max_lipschitz is None else f"{verdict.max_lipschitz!r}"
+    limit = UNKNOWN if verdict.max_lipschitz is None else limit_text(verdict.max_lipschitz)
     incomplete = ", ⛔ incomplete" if one.problem is not None else ""
     return path, status + incomplete, verdict.norm, bound, limit, _baseline(one)
 

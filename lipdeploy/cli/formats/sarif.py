@@ -19,6 +19,7 @@ from urllib.parse import quote
 from lipdeploy.cli import findings, report
 from lipdeploy.cli.findings import RULES, Finding
 from lipdeploy.cli.judging import Judged
+from lipdeploy.cli.verdicts import limit_text
 
 if TYPE_CHECKING:
     from lipdeploy.verify import Verdict
@@ -119,7 +120,7 @@ def _summary(verdict: Verdict) -> Object:
         "status": verdict.status,
         "norm": verdict.norm,
         "lipschitz_bound": None if bound is None else bound.value,
-        "max_lipschitz": verdict.max_lipschitz,
+        "max_lipschitz": None if verdict.max_lipschitz is None else float(limit_text(verdict.max_lipschitz)),
         "semantic_sha256": verdict.semantic_sha256,
     }
 

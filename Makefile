@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CMAKE  := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 CUDA   ?= AUTO
+SECONDS ?= 240
 WORKERS ?= 2
 # Everything but Ray, whose wheels weigh more than all the others: `make conformance` installs it beside the programs of others.
 EXTRAS ?= runtime,export,report,train,serve,grpc,sign
@@ -13,7 +14,7 @@ FOREIGN := build/conformance
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
-.PHONY: build venv library wheel sanitize demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
+.PHONY: build venv library wheel sanitize fuzz demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
 
 build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
 
@@ -84,7 +85,7 @@ wheel: venv           ## the wheel of this machine's kind in dist/, tried in a f
 # That they would notice: 64 floats out of 16.
 READS_TOO_MUCH := 'import ctypes, os; x, y = (ctypes.c_float * 16)(), (ctypes.c_float * 64)(); \
     ctypes.CDLL(os.environ["LIPDEPLOY_OPS_LIBRARY"]).lipdeploy_group_sort_f32_cpu(x, y, *map(ctypes.c_int64, (1, 64, 1, 2, 0, 0)))'
-SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or addresses_that_no_vector_likes
+SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or addresses_that_no_vector_likes or next_to_every_knot or reach_to_infinity
 SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
     LIPDEPLOY_OPS_LIBRARY=$(CURDIR)/build/sanitize/liblipdeploy_ops.so
@@ -98,6 +99,13 @@ sanitize: venv        ## the CPU kernels under AddressSanitizer and UndefinedBeh
 	grep -q heap-buffer-overflow build/sanitize/expected.txt
 	$(SANITIZED) $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_semantics.py \
 	    tests/custom_ops/test_instruction_sets.py -k "$(SANITIZED_TESTS)"
+
+fuzz: venv            ## coverage-guided fuzzing of the verifier: make fuzz SECONDS=240 (atheris, in an environment of its own)
+	test -x build/fuzz-venv/bin/python || $(PYTHON) -m venv build/fuzz-venv
+	build/fuzz-venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -C wheel.cmake=false -e . atheris
+	OMP_NUM_THREADS=1 build/fuzz-venv/bin/python tools/fuzz/verify.py build/fuzz-corpus \
+	    -max_total_time=$(SECONDS) -artifact_prefix=build/fuzz-found-
 
 check: venv           ## lint, format, types: under a minute
 	$(BIN)/ruff check .

@@ -139,6 +139,59 @@ def test_every_remainder_of_a_vector_in_splines(entries: Entries, type_name: str
 
 
 @types
+def test_intervals_next_to_every_knot(entries: Entries, type_name: str) -> None:
+    """Inputs on the knots and up to three numbers beside them, where a quotient by products could miss the interval.
+
+    Spacings beyond 2^±60 are divided by. Enough elements, so that the kernels prepare.
+    """
+    dtype = TYPES[type_name][0]
+    rng = np.random.default_rng(0)
+    work = np.float64 if type_name == "f64" else np.float32
+    spacings = [float(np.float32(10.0 ** rng.uniform(-3, 1))) for _ in range(40)]
+    extreme = (
+        []
+        if type_name in ("f16", "bf16")
+        else [2.0**-62, 1.5 * 2.0**61, float(np.float32(1e-17)), float(np.float32(3e17))]
+    )
+    for spacing in (*spacings, 0.25, *extreme):
+        for knots in (3, 51, 200):
+            lower = float(np.float32(rng.choice([0.0, -spacing * (knots // 2), rng.uniform(-2, 2)])))
+            knot = (work(lower) + np.arange(-1, knots + 1, dtype=work) * work(spacing)).astype(dtype)
+            beside = [knot]
+            for _ in range(3):
+                beside.insert(0, np.nextafter(beside[0], dtype.type(-np.inf)))
+                beside.append(np.nextafter(beside[-1], dtype.type(np.inf)))
+            x = np.resize(np.concatenate(beside), 64 * knots + 7)
+            table = rng.standard_normal((3, knots)).astype(dtype)
+            table[0, :2] = table[2, -2:] = 1
+            attributes = {"lower": lower, "knot_spacing": spacing, "axis": 1}
+            for stacked in (np.stack([x, x, x])[None], np.stack([x, x, x], axis=1)):
+                got = entries.linear_spline(type_name, stacked, table, **attributes)
+                want = OPERATORS["LinearSpline"].evaluate(stacked, table, **attributes)
+                np.testing.assert_array_equal(
+                    bits(got), bits(want), f"spacing {spacing!r}, {knots} knots, lower {lower!r}"
+                )
+
+
+@types
+def test_flat_and_sloping_ends_reach_to_infinity(entries: Entries, type_name: str) -> None:
+    """With the ends of all rows sloping, and with one row's end flat: infinities, in every layout, many and few."""
+    dtype = TYPES[type_name][0]
+    ends = np.array([-np.inf, np.inf, np.nan, -0.0, 0.0, 3e4, -3e4], dtype)
+    for flat in (False, True):
+        table = np.array([[0, 1, 2, 4], [3, 1, 5, 2]], dtype)
+        if flat:
+            table[1, 3] = table[1, 2]
+        for count in (7, 640):
+            x = np.resize(ends, count)
+            for stacked in (np.stack([x, x])[None], np.stack([x, x], axis=1)):
+                attributes = {"lower": -1.0, "knot_spacing": 0.7, "axis": 1}
+                got = entries.linear_spline(type_name, stacked, table, **attributes)
+                want = OPERATORS["LinearSpline"].evaluate(stacked, table, **attributes)
+                np.testing.assert_array_equal(bits(got), bits(want), f"flat {flat}, {count}")
+
+
+@types
 def test_every_remainder_of_a_vector_in_reflections(entries: Entries, type_name: str) -> None:
     for n in range(1, 70):
         shapes = [(n, 2), (3, 2 * n), (2, 4, n)]
@@ -160,10 +213,10 @@ def test_addresses_that_no_vector_likes(
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_outputs_larger_than_the_caches(entries: Entries, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 48 MiB on, results are stored around the caches. Copies of a small tensor make a large one."""
+    """From 16 MiB on, results are stored around the caches. Copies of a small tensor make a large one."""
     monkeypatch.setattr(Fenced, "SHIFT", 4 * shift)
     small = (3, 16, 64, 32)
-    copies = (48 << 20) // (4 * 3 * 16 * 64 * 32) + 1
+    copies = (16 << 20) // (4 * 3 * 16 * 64 * 32) + 1
     for group_size, shape in ((2, small), (2, (3 * 2048, 16)), (8, small), (8, (3 * 2048, 16)), (1, small)):
         case = SortCase(shape, group_size)
         x = sort_input(case, np.dtype(np.float32), special=True)

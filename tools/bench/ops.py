@@ -1,5 +1,9 @@
 """The operators against a copy of the same bytes, on one thread: ``python tools/bench/ops.py [--quick]``.
 
+Rows are printed and kept in ``--journal`` as they come; the same command with ``--resume`` goes on behind them. From 4
+KiB to 256 MiB it takes about a quarter of an hour. ``--end-to-end`` measures whole networks instead: the same file with
+the operator library and without.
+
 Every contender runs in turn, over and over, and the median is reported, so that a slow moment of the machine hits all.
 
 kernel     the operator library in ONNX Runtime (a model of one node, input and output bound once)
@@ -23,6 +27,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import argparse
 import ctypes
 import functools
+import json
 import platform
 import shutil
 import statistics
@@ -48,9 +53,12 @@ KIB, MIB = 1 << 10, 1 << 20
 SIZES = (4 * KIB, 64 * KIB, MIB, 8 * MIB, 64 * MIB, 256 * MIB)
 QUICK_SIZES = (64 * KIB, 8 * MIB)
 LEAST_ROUNDS = 3
+LONG_CALL = 0.5  # seconds; a contender this slow is called once more, and that is that
 SHORTEST_SAMPLE = 50e-6  # seconds; faster contenders are called several times for one sample
 LOWER, SPACING, KNOTS = -2.0, float(np.float32(0.08)), 51
 PICTURE = Path("build/bench/ops.png")
+JOURNAL = Path("build/bench/ops.jsonl")
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
 
 Run = Callable[[], object]
 
@@ -101,23 +109,55 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, help="for each case and size (default 2, quick 1)")
     parser.add_argument("--picture", type=Path, default=PICTURE, metavar="PNG")
+    parser.add_argument("--journal", type=Path, default=JOURNAL, metavar="JSONL", help="where finished rows are kept")
+    parser.add_argument("--resume", action="store_true", help="take the rows that the journal already holds")
+    parser.add_argument("--end-to-end", action="store_true", help="whole networks, with and without the library")
     given = parser.parse_args()
     seconds = given.seconds or (1.0 if given.quick else 2.0)
     clock = time.perf_counter if given.clock == "wall" else time.thread_time
-    sizes = [int(mib * MIB) for mib in given.mib or ()] or (QUICK_SIZES if given.quick else SIZES)
     torch.set_num_threads(1)
     print(f"{machine()}; one thread, {given.clock} time, medians\n")
+    if given.end_to_end:
+        return end_to_end(given.only, 2 * seconds, clock)
+    sizes = [int(mib * MIB) for mib in given.mib or ()] or (QUICK_SIZES if given.quick else SIZES)
     slow = " | ".join(f"{name} ms" for name in SLOW)
     print(f"| float32 | MiB | copy ms | kernel ms | kernel / copy bandwidth | {slow} |")
     print("| --- " * (5 + len(SLOW)) + "|")
+    journal = Journal(given.journal, f"{machine()}; {given.clock}; {library_digest()}", keep=given.resume)
     shares: dict[str, list[tuple[float, float]]] = {}
     for case in (case for case in CASES if given.only in case.name):
         for shape in dict.fromkeys(case.shape(size) for size in sizes):
             mib = 4 * int(np.prod(shape)) / MIB
-            times = race(contenders(case, shape), seconds, clock)
+            times = journal.find(case.name, shape)
+            if times is None:
+                times = race(contenders(case, shape), seconds, clock)
+                journal.add(case.name, shape, times)
             print(row(case.name, mib, times), flush=True)
             shares.setdefault(case.name, []).append((mib, times["copy"] / times["kernel"]))
     draw(shares, given.picture)
+
+
+class Journal:
+    """Finished rows, one JSON object a line; those of another machine, library or clock are not looked at."""
+
+    def __init__(self, path: Path, setting: str, *, keep: bool) -> None:
+        self.path, self.setting = path, setting
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if keep and path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        self.rows = {(row["case"], tuple(row["shape"])): row["seconds"] for row in rows if row["setting"] == setting}
+        if not keep:
+            path.write_text("", encoding="utf-8")
+
+    def find(self, case: str, shape: tuple[int, ...]) -> dict[str, float] | None:
+        """The times of a row that was measured before."""
+        return self.rows.get((case, shape))
+
+    def add(self, case: str, shape: tuple[int, ...], seconds: dict[str, float]) -> None:
+        """Keep a row."""
+        row = {"case": case, "shape": shape, "seconds": seconds, "setting": self.setting}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def row(name: str, mib: float, times: dict[str, float]) -> str:
@@ -130,15 +170,19 @@ def row(name: str, mib: float, times: dict[str, float]) -> str:
 def race(runs: dict[str, Run], seconds: float, clock: Callable[[], float]) -> dict[str, float]:
     """Median seconds of one call of each contender. Who has had its share of the time sits out."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    calls = {}
+    calls, least = {}, {}
     for name, run in runs.items():
-        run()
-        calls[name] = max(1, int(SHORTEST_SAMPLE / max(timed(run, 1, clock), 1e-9)))
-    spent = dict.fromkeys(runs, 0.0)
+        long = timed(run, 1, clock) > LONG_CALL
+        once = timed(run, 1, clock)
+        calls[name] = max(1, int(SHORTEST_SAMPLE / max(once, 1e-9)))
+        least[name] = 1 if long else LEAST_ROUNDS
+        samples[name] += [once] if long else []
+    spent = {name: sum(taken) for name, taken in samples.items()}
     share = seconds / len(runs)
-    while any(spent[name] < share or len(samples[name]) < LEAST_ROUNDS for name in runs):
+    while any(spent[name] < share or len(samples[name]) < least[name] for name in runs):
         for name, run in runs.items():
-            if spent[name] >= share and len(samples[name]) >= LEAST_ROUNDS and name not in ("kernel", "copy"):
+            enough = spent[name] >= share and len(samples[name]) >= least[name]
+            if enough and name not in ("kernel", "copy"):
                 continue
             took = timed(run, calls[name], clock)
             spent[name] += took
@@ -226,16 +270,21 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 def bound(file: onnx.ModelProto, x: np.ndarray, y: np.ndarray, library: str | None) -> Run:
     """A call of ONNX Runtime, one thread, from x to y: the memory that the copy uses too."""
+    session = session_of(file, library)
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def session_of(file: onnx.ModelProto, library: str | None) -> ort.InferenceSession:
+    """A session on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     if library is not None:
         options.register_custom_ops_library(library)
-    session = ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
-    binding.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
-    binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
-    return lambda: session.run_with_iobinding(binding)
+    return ort.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def model(case: Case, shape: tuple[int, ...], constants: list[np.ndarray]) -> onnx.ModelProto:
@@ -286,6 +335,121 @@ def wrap(nodes: list[onnx.NodeProto], shape: tuple[int, ...], constants: list[on
     graph = helper.make_graph(nodes, "one", ends[:1], ends[1:], constants)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole network and one batch for it."""
+
+    name: str
+    file: onnx.ModelProto
+    shape: tuple[int, ...]
+    bare: onnx.ModelProto | None = None  # the same without its activations: what no operator can save
+
+
+def networks() -> list[Network]:
+    """Convolutional networks of four layers at 32×32 with either activation, and those of the zoo."""
+    made = [
+        Network(
+            f"four Conv 3x3, {channels} channels, {name}",
+            conv_net(channels, case, reference),
+            (32, 3, 32, 32),
+            conv_net(channels, None),
+        )
+        for channels in (8, 16, 32, 64)
+        for name, case, reference in (
+            ("LinearSpline 51 knots", Case("", channels, 1024, None, op="LinearSpline"), False),
+            ("GroupSort 2", Case("", channels, 1024, 2), False),
+            ("GroupSort 2 as torch exports it", Case("", channels, 1024, 2), True),
+            ("GroupSort 8", Case("", channels, 1024, 8), False),
+        )
+    ]
+    for folder in ("mnist_spline_conv", "mnist_group_sort_conv", "photo_spline_denoiser", "mnist_group_sort_mlp"):
+        path = ZOO / folder / "model.onnx"
+        if path.is_file():
+            file = onnx.load(path)
+            dims = file.graph.input[0].type.tensor_type.shape.dim
+            shape = tuple(dim.dim_value or (32 if i == 0 else 64) for i, dim in enumerate(dims))
+            made.append(Network(f"zoo: {folder}", file, shape))
+    return made
+
+
+def conv_net(channels: int, case: Case | None, reference: bool = False) -> onnx.ModelProto:
+    """Conv, activation, four times; mean over the image; ten logits. ``reference``: as such files look today."""
+    rng = np.random.default_rng(2)
+    nodes: list[onnx.NodeProto] = []
+    stored: list[onnx.TensorProto] = []
+    here, width = "x", 3
+    for layer in range(4):
+        weight = rng.standard_normal((channels, width, 3, 3)).astype(np.float32) / (3 * width**0.5)
+        stored.append(numpy_helper.from_array(weight, f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [here, f"w{layer}"], [f"z{layer}"], pads=[1, 1, 1, 1]))
+        here, width = f"z{layer}", channels
+        if case is not None:
+            nodes += activation(case, (32, channels, 32, 32), layer, reference, stored)
+            here = f"a{layer}"
+    stored.append(numpy_helper.from_array(rng.standard_normal((channels, 10)).astype(np.float32), "head"))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [here], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["features"]),
+        helper.make_node("MatMul", ["features", "head"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", (32, 3, 32, 32)), ("y", (32, 10)))
+    ]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
+    result = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    attach_functions(result, {TensorProto.FLOAT})
+    return result
+
+
+def activation(
+    case: Case, shape: tuple[int, ...], layer: int, reference: bool, stored: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
+    """The nodes of an activation from ``z…`` to ``a…``; its constants go to ``stored``."""
+    inner = exported_today(case, shape) if reference else model(case, shape, constants_of(case))
+    names = {"x": f"z{layer}", "y": f"a{layer}"}
+    for tensor in inner.graph.initializer:
+        names[tensor.name] = f"{tensor.name}_{layer}"
+        tensor.name = names[tensor.name]
+        stored.append(tensor)
+    for node in inner.graph.node:
+        node.input[:] = [names.get(name, f"{name}_{layer}") for name in node.input]
+        node.output[:] = [names.get(name, f"{name}_{layer}") for name in node.output]
+    return list(inner.graph.node)
+
+
+def end_to_end(only: str, seconds: float, clock: Callable[[], float]) -> None:
+    """The same file with the library and without, in turns."""
+    library = find_library()
+    if library is None:
+        raise SystemExit("the operator library is not built: make build")
+    print("| network | batch | with the library ms | without ms | without / with | no activations ms |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for network in (network for network in networks() if only in network.name):
+        x = np.random.default_rng(0).standard_normal(network.shape).astype(np.float32)
+        runs = {"with": whole(network.file, x, library.path), "without": whole(network.file, x, None)}
+        if network.bare is not None:
+            runs["bare"] = whole(network.bare, x, None)
+        times = race(runs, seconds, clock)
+        columns = [f"{times[name] * 1e3:.3g}" if name in times else "" for name in ("with", "without", "bare")]
+        columns.insert(2, f"{times['without'] / times['with']:.2f}")
+        print(f"| {network.name} | {'x'.join(map(str, network.shape))} | {' | '.join(columns)} |", flush=True)
+
+
+def whole(file: onnx.ModelProto, x: np.ndarray, library: str | None) -> Run:
+    """A call of ONNX Runtime on one thread."""
+    session = session_of(file, library)
+    feeds = {session.get_inputs()[0].name: x}
+    return lambda: session.run(None, feeds)
+
+
+def library_digest() -> str:
+    """SHA-256 of the operator library."""
+    library = find_library()
+    return "none" if library is None else library.sha256
 
 
 def machine() -> str:

@@ -41,6 +41,7 @@ struct SplineCall {
   const int32_t* starts;
   int64_t period;
   bool stream;
+  bool flat_ends;  // some row's first or last interval is flat
 };
 
 // Intervals in one vector, at most.
@@ -115,6 +116,6 @@ extern const CpuKernels kAvx2Kernels, kAvx512Kernels;
 const CpuKernels& cpu_kernels();
 
 // Outputs of at least this many bytes are written around the caches.
-constexpr int64_t kStreamBytes = int64_t{48} << 20;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 }  // namespace lipdeploy

@@ -35,6 +35,13 @@ std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
   return starts;
 }
 
+template <class Work>
+bool any_flat_end(const Work* values, const LinearSplineShape& shape) {
+  for (const Work *row = values, *end = values + shape.rows * shape.knots; row < end; row += shape.knots)
+    if (row[1] - row[0] == 0 || row[shape.knots - 1] - row[shape.knots - 2] == 0) return true;
+  return false;
+}
+
 // Few elements of many splines: preparing the tables would cost more than it saves.
 template <class Element>
 void directly(const typename Element::Bits* x, const typename Element::Bits* coefficients, typename Element::Bits* y,
@@ -66,7 +73,8 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
   const std::vector<int32_t> starts = row_starts(shape);
   const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
   const int64_t period = starts.empty() ? 0 : static_cast<int64_t>(starts.size()) - kMostLanes;
-  const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream};
+  const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream,
+                                 any_flat_end(values, shape)};
   const SplineElements<Element> run = cpu_kernels().spline(Element{});
   parallel(elements, kElementsPerTask / 2, [&call, run](int64_t begin, int64_t end) { run(call, begin, end); });
 }

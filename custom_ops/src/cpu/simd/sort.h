@@ -40,6 +40,15 @@ LIPDEPLOY_INLINE void sort_unrolled([[maybe_unused]] V* rows, std::index_sequenc
 // As `ordered`, for vectors: its own inverse.
 template <class Bits, class V>
 LIPDEPLOY_INLINE V ordered_vector(V v) {
+#if defined(__AVX512F__)
+  constexpr int kFirstXorSecondAndThird = 0x78;
+  if constexpr (sizeof(V) == 64 && sizeof(Bits) == 4)
+    return (V)_mm512_ternarylogic_epi32((__m512i)v, _mm512_srai_epi32((__m512i)v, 31), _mm512_set1_epi32(kLargest<Bits>),
+                                        kFirstXorSecondAndThird);
+  if constexpr (sizeof(V) == 64 && sizeof(Bits) == 8)
+    return (V)_mm512_ternarylogic_epi64((__m512i)v, _mm512_srai_epi64((__m512i)v, 63), _mm512_set1_epi64(kLargest<Bits>),
+                                        kFirstXorSecondAndThird);
+#endif
   return v ^ ((v >> static_cast<Bits>(8 * sizeof(Bits) - 1)) & kLargest<Bits>);
 }
 
@@ -48,6 +57,10 @@ template <class V>
 LIPDEPLOY_INLINE V end_that_may_be_nan(V first, V last) {
   return larger_of(last, ~first);
 }
+
+// Neighbouring vectors of a row that are sorted together: memory gives and takes a row's lines faster in a row.
+template <int Size>
+constexpr int kBurst = Size == 1 ? 8 : Size == 2 ? 4 : Size <= 8 ? 2 : 1;
 
 template <class Bits>
 struct Sort {
@@ -60,8 +73,31 @@ struct Sort {
     return nan_end > call.infinity ? V{} + call.quiet_nan : ordered_vector<Bits>(key);
   }
 
+#if defined(__AVX512F__)
+  // Numbers change places as they are, and only masks come from their order.
+  LIPDEPLOY_INLINE void sort_two(V& first, V& second) const {
+    const __m512i a = (__m512i)first, b = (__m512i)second;
+    const __m512i a_key = (__m512i)ordered_vector<Bits>(first), b_key = (__m512i)ordered_vector<Bits>(second);
+    const __m512i quiet_nan = (__m512i)(V{} + call.quiet_nan);
+    if constexpr (sizeof(Bits) == 4) {
+      const __mmask16 swap = _mm512_cmpgt_epi32_mask(a_key, b_key);
+      const __mmask16 nan = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_UNORD_Q);
+      first = (V)_mm512_mask_mov_epi32(_mm512_mask_mov_epi32(a, swap, b), nan, quiet_nan);
+      second = (V)_mm512_mask_mov_epi32(_mm512_mask_mov_epi32(b, swap, a), nan, quiet_nan);
+    } else {
+      const __mmask8 swap = _mm512_cmpgt_epi64_mask(a_key, b_key);
+      const __mmask8 nan = _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_UNORD_Q);
+      first = (V)_mm512_mask_mov_epi64(_mm512_mask_mov_epi64(a, swap, b), nan, quiet_nan);
+      second = (V)_mm512_mask_mov_epi64(_mm512_mask_mov_epi64(b, swap, a), nan, quiet_nan);
+    }
+  }
+#endif
+
   template <int Size>
   LIPDEPLOY_INLINE void sort_registers(V* rows) const {
+#if defined(__AVX512F__)
+    if constexpr (Size == 2 && sizeof(V) == 64) return sort_two(rows[0], rows[1]);
+#endif
 #pragma GCC unroll 16
     for (int r = 0; r < Size; ++r) rows[r] = ordered_vector<Bits>(rows[r]);
     sort_unrolled<Size>(rows, std::make_index_sequence<static_cast<size_t>(kNetwork<Size>.count)>());
@@ -72,36 +108,52 @@ struct Sort {
 
   // ---- lanes side by side: rank r of a column lies r·lanes behind its first
 
-  // Prefetch: the same place in the next block. Rows of less than a page end before the machine has seen their pattern.
-  template <int Size, bool Stream, bool Prefetch>
-  LIPDEPLOY_INLINE void sort_one_vector(const Bits* x, Bits* y, int64_t lanes) const {
-    V rows[Size];
-    if constexpr (Prefetch) {
+  template <int Size, int Count, bool Stream>
+  LIPDEPLOY_INLINE void sort_vectors(const Bits* x, Bits* y, int64_t lanes) const {
+    V rows[Count][Size];
 #pragma GCC unroll 16
-      for (int r = 0; r < Size; ++r) __builtin_prefetch(x + (r + Size) * lanes);
-      if constexpr (Size == 2 && !Stream)
-        for (int r = 0; r < Size; ++r) __builtin_prefetch(y + (r + Size) * lanes, 1);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < Size; ++r) rows[r] = load<V>(x + r * lanes);
-    sort_registers<Size>(rows);
+    for (int r = 0; r < Size; ++r)
+#pragma GCC unroll 8
+      for (int k = 0; k < Count; ++k) rows[k][r] = load<V>(x + r * lanes + k * L);
+#pragma GCC unroll 8
+    for (int k = 0; k < Count; ++k) sort_registers<Size>(rows[k]);
     Bits* first = call.shape.descending ? y + (Size - 1) * lanes : y;
     const int64_t step = call.shape.descending ? -lanes : lanes;
 #pragma GCC unroll 16
-    for (int r = 0; r < Size; ++r) store<Stream>(first + r * step, rows[r]);
+    for (int r = 0; r < Size; ++r)
+#pragma GCC unroll 8
+      for (int k = 0; k < Count; ++k) store<Stream>(first + r * step + k * L, rows[k][r]);
   }
 
   static constexpr int64_t kShortBlock = 16384;  // bytes
 
+  // Rows of short blocks end before the machine has seen their pattern. So the next blocks' lines are asked for, one after
+  // the other as they lie in memory, as many as are used up meanwhile.
+  template <int Size, bool Stream>
+  LIPDEPLOY_INLINE void fetch_ahead(const Bits* x, Bits* y, int64_t block) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < Size * kBurst<Size>; ++i) {
+      if constexpr (Stream) {
+        __builtin_prefetch(x + block + i * L);
+      } else {
+        __builtin_prefetch(x + 2 * block + i * L, 0, 2);
+        if constexpr (Size == 2) __builtin_prefetch(y + block + i * L, 1);
+      }
+    }
+  }
+
   template <int Size, bool Stream>
   LIPDEPLOY_INLINE int64_t sort_whole_vectors(const Bits* x, Bits* y, int64_t count) const {
-    const int64_t lanes = call.shape.lanes;
+    constexpr int64_t kStep = kBurst<Size> * L;
+    const int64_t lanes = call.shape.lanes, block = Size * lanes;
+    const bool short_block = block * static_cast<int64_t>(sizeof(Bits)) <= kShortBlock;
     int64_t i = 0;
-    if (lanes * Size * static_cast<int64_t>(sizeof(Bits)) <= kShortBlock) {
-      for (; i + L <= count; i += L) sort_one_vector<Size, Stream, true>(x + i, y + i, lanes);
-    } else {
-      for (; i + L <= count; i += L) sort_one_vector<Size, Stream, false>(x + i, y + i, lanes);
+    for (; i + kStep <= count; i += kStep) {
+      if (short_block) fetch_ahead<Size, Stream>(x + i * Size, y + i * Size, block);
+      sort_vectors<Size, kBurst<Size>, Stream>(x + i, y + i, lanes);
     }
+    if constexpr (kStep > L)
+      for (; i + L <= count; i += L) sort_vectors<Size, 1, Stream>(x + i, y + i, lanes);
     return i;
   }
 
@@ -113,13 +165,25 @@ struct Sort {
     const int64_t done =
         stream ? sort_whole_vectors<Size, true>(x, y, count) : sort_whole_vectors<Size, false>(x, y, count);
     // The last vector may cover some columns a second time.
-    if (done < count) sort_one_vector<Size, false, false>(x + count - L, y + count - L, lanes);
+    if (done < count) sort_vectors<Size, 1, false>(x + count - L, y + count - L, lanes);
   }
 
   // ---- groups one after the other
 
   template <bool Stream>
   LIPDEPLOY_INLINE void sort_neighbours(const Bits* x, Bits* y) const {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64 && sizeof(Bits) == 4) {
+      // A pair is a number of 64 bits, larger than its mirror image where the larger of the two stands above.
+      const __m512i pair = (__m512i)load<V>(x), mirrored = _mm512_shuffle_epi32(pair, _MM_PERM_CDAB);
+      const __m512i key = (__m512i)ordered_vector<Bits>((V)pair), other = _mm512_shuffle_epi32(key, _MM_PERM_CDAB);
+      const __mmask8 swap = call.shape.descending ? _mm512_cmpgt_epi64_mask(key, other)
+                                                  : _mm512_cmpgt_epi64_mask(other, key);
+      const __mmask16 nan = _mm512_cmp_ps_mask((__m512)pair, (__m512)mirrored, _CMP_UNORD_Q);
+      const __m512i sorted = _mm512_mask_mov_epi64(pair, swap, mirrored);
+      return store<Stream>(y, (V)_mm512_mask_mov_epi32(sorted, nan, (__m512i)(V{} + call.quiet_nan)));
+    }
+#endif
     using S = Shuffle<V, L>;
     const V key = ordered_vector<Bits>(load<V>(x)), other = S::swap(key, typename S::All());
     const V low = smaller_of(key, other), high = larger_of(key, other);

@@ -22,28 +22,97 @@ struct SplineVector : Numbers<Element> {
   using typename Base::B;
   using typename Base::Bits;
   using typename Base::I;
+  using typename Base::Integer;
   using typename Base::K;
   using typename Base::W;
   using typename Base::Work;
 
   W lower, h, last;
+  // For intervals by products in place of a division: 1/h in two parts, and a number in the middle of the last interval.
+  W reciprocal, rest, top;
+  bool products;
+
+  SplineVector(Work lower_end, Work spacing, int64_t knots, bool many)
+      : lower(W{} + lower_end), h(W{} + spacing), last(W{} + static_cast<Work>(knots - 2)) {
+    reciprocal = 1 / h;
+    rest = fused(-reciprocal, h, W{} + 1) / h;
+    top = (last + Work(0.5)) * h;
+    products = many && kFused && knots <= 65536 && spacing > Work(0x1p-60) && spacing < Work(0x1p60) && products_suffice(knots);
+  }
+
+#if defined(__FMA__)
+  static constexpr bool kFused = true;
+  // a·b + c, rounded once.
+  static LIPDEPLOY_INLINE W fused(W a, W b, W c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Work) == 4) return (W)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    if constexpr (sizeof(Work) == 8) return (W)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#else
+    if constexpr (sizeof(Work) == 4) return (W)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    if constexpr (sizeof(Work) == 8) return (W)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#endif
+  }
+#else
+  static constexpr bool kFused = false;
+  static LIPDEPLOY_INLINE W fused(W a, W b, W c) { return a * b + c; }  // not called for results
+#endif
+
+  // Nearly always fl(distance/h): before its rounding it is off by less than 8u² of itself, u the unit roundoff.
+  LIPDEPLOY_INLINE W quotient(W distance) const { return fused(distance, reciprocal, distance * rest); }
+
+  // Whether `quotient` has the integer part of fl(d/h) for every d in [0, top]. It can only differ where d/h lies within
+  // 8u² of the number below which fl(d/h) leaves the integer m: m less half a unit in the last place below m, times h.
+  // The d nearest to that, in one rounding, is the only one so near; each m < knots - 1 has one, and all are tried.
+  bool products_suffice(int64_t knots) const {
+    constexpr Work kUnit = sizeof(Work) == 4 ? Work(0x1p-24) : Work(0x1p-53);
+    I wrong{};
+    for (int64_t m = 1; m < knots - 1; m += L) {
+      W integer;
+      for (int i = 0; i < L; ++i) integer[i] = static_cast<Work>(m + i < knots - 1 ? m + i : 1);
+      const W power = (W)(((I)integer - 1) & static_cast<Integer>(std::conditional<sizeof(Work) == 8, Float64, Float32>::type::kInfinity));
+      const W nearest = fused(integer, h, -(power * kUnit * h));
+      wrong |= (I)(quotient(nearest) >= integer) ^ (I)(nearest / h >= integer);
+    }
+    for (int i = 0; i < L; ++i)
+      if (wrong[i] != 0) return false;
+    return true;
+  }
 
   // Clamped while floating; the comparison sends NaN to 0. Truncation is floor for what is left, which is >= 0.
   LIPDEPLOY_INLINE K interval(W x) const {
-    const W position = (x - lower) / h;
-#if defined(__AVX512F__)
-    // As integers, bits order numbers >= 0 as floating point does, and all others lie below. A NaN may find any interval.
-    if constexpr (sizeof(Work) == 4)
-      return (K)_mm512_cvttps_epi32((__m512)smaller_of(larger_of((I)position, I{}), (I)last));
-#endif
+    const W distance = x - lower;
+    if (products) {
+      W inside;
+      if constexpr (sizeof(Work) == 4) {
+        // As integers, bits order numbers >= 0 as floating point does, and all others lie below. A NaN may find any.
+        inside = (W)smaller_of(larger_of((I)distance, I{}), (I)top);
+      } else {
+        const W above = distance > 0 ? distance : W{};
+        inside = above < top ? above : top;
+      }
+      return truncated(quotient(inside));
+    }
+    const W position = distance / h;
     const W above = position > 0 ? position : W{};
-    return __builtin_convertvector(above < last ? above : last, K);
+    return truncated(above < last ? above : last);
   }
 
-  LIPDEPLOY_INLINE W product(W x, K interval, W rise) const {
+  static LIPDEPLOY_INLINE K truncated(W position) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Work) == 4) return (K)_mm512_cvttps_epi32((__m512)position);
+#endif
+    return __builtin_convertvector(position, K);
+  }
+
+  LIPDEPLOY_INLINE W offset(W x, K interval) const {
     const W step = __builtin_convertvector(interval, W) * h;
-    const W offset = x - (lower + step);
-    // Infinity times a flat interval's 0 counts as 0.
+    return x - (lower + step);
+  }
+
+  // Infinity times a flat interval's 0 counts as 0. Only the first and the last interval reach to infinity.
+  template <bool FlatEnds>
+  static LIPDEPLOY_INLINE W product(W offset, W rise) {
+    if constexpr (!FlatEnds) return offset * rise;
 #if defined(__AVX512DQ__)
     if constexpr (sizeof(Work) == 4) {
       constexpr int kInfinities = 0x18;
@@ -94,57 +163,70 @@ struct Spline {
     W left, rise;
   };
 
-  // ---- three steps for each vector: interval, product, result
+  // ---- two steps for each vector: its place, its result
 
-  // The steps of three neighbouring vectors run side by side: one after the other, their latencies would fill the
-  // machine's window. A Lookup finds the ends of intervals; it is told of each vector's before it is asked.
-  template <bool Stream, class Lookup>
+  struct Place {
+    K interval;
+    W offset;
+  };
+
+  // Places are found two vectors ahead: by the time that intervals are read back from memory, they have arrived there.
+  // A Lookup finds the ends of intervals; it is told of each vector's before it is asked, in the same order.
+  template <bool Stream, bool FlatEnds, class Lookup>
   LIPDEPLOY_INLINE void in_steps(const Lookup& given, const Bits* x, Bits* y, int64_t vectors) const {
     const S v = vector;
     Lookup lookup = given;
-    const auto interval_of = [&](int64_t i) __attribute__((always_inline)) {
-      const K interval = v.interval(S::widen(load<B>(x + i * L)));
-      lookup.note(interval);
-      return interval;
+    alignas(64) int32_t noted[4][L];
+    const auto place_of = [&](int64_t i) __attribute__((always_inline)) {
+      const W number = S::widen(load<B>(x + i * L));
+      const K interval = v.interval(number);
+      lookup.note(interval, noted[i & 3]);
+      return Place{interval, v.offset(number, interval)};
     };
-    const auto product_of = [&](int64_t i, K interval) __attribute__((always_inline)) {
-      const Ends ends = lookup.ends(interval);
-      return Ends{ends.left, v.product(S::widen(load<B>(x + i * L)), interval, ends.rise)};
+    const auto finish = [&](int64_t i, Place place) __attribute__((always_inline)) {
+      const Ends ends = lookup.ends(place.interval, noted[i & 3]);
+      const W product = S::template product<FlatEnds>(place.offset, ends.rise);
+      store<Stream>(y + i * L, S::narrow(ends.left + product / v.h));
     };
-    const auto finish = [&](int64_t i, Ends e) __attribute__((always_inline)) {
-      store<Stream>(y + i * L, S::narrow(e.left + e.rise / v.h));
-    };
-    Ends ends = product_of(0, interval_of(0));
-    if (vectors > 1) {
-      K interval = interval_of(1);
-      for (int64_t i = 2; i < vectors; ++i) {
-        finish(i - 2, ends);
-        ends = product_of(i - 1, interval);
-        interval = interval_of(i);
-      }
-      finish(vectors - 2, ends);
-      ends = product_of(vectors - 1, interval);
+    Place next = place_of(0);
+    if (vectors == 1) return finish(0, next);
+    Place second = place_of(1);
+    for (int64_t i = 2; i < vectors; ++i) {
+      const Place third = place_of(i);
+      finish(i - 2, next);
+      next = second;
+      second = third;
     }
-    finish(vectors - 1, ends);
+    finish(vectors - 2, next);
+    finish(vectors - 1, second);
   }
 
   template <class Lookup>
   LIPDEPLOY_INLINE void apply(const Lookup& lookup, const Bits* x, Bits* y, int64_t count) const {
+    if (call.flat_ends) {
+      apply_with<true>(lookup, x, y, count);
+    } else {
+      apply_with<false>(lookup, x, y, count);
+    }
+  }
+
+  template <bool FlatEnds, class Lookup>
+  LIPDEPLOY_INLINE void apply_with(const Lookup& lookup, const Bits* x, Bits* y, int64_t count) const {
     constexpr bool kMayStream = sizeof(B) >= 16;
     if (count < L) {
       Bits few[L] = {};
       __builtin_memcpy(few, x, count * sizeof(Bits));
-      in_steps<false>(lookup, few, few, 1);
+      in_steps<false, FlatEnds>(lookup, few, few, 1);
       __builtin_memcpy(y, few, count * sizeof(Bits));
       return;
     }
     if (kMayStream && call.stream && aligned_for<B>(y)) {
-      in_steps<kMayStream>(lookup, x, y, count / L);
+      in_steps<kMayStream, FlatEnds>(lookup, x, y, count / L);
     } else {
-      in_steps<false>(lookup, x, y, count / L);
+      in_steps<false, FlatEnds>(lookup, x, y, count / L);
     }
     // The last vector covers some elements a second time.
-    if (count % L != 0) in_steps<false>(lookup.from(count - L), x + count - L, y + count - L, 1);
+    if (count % L != 0) in_steps<false, FlatEnds>(lookup.from(count - L), x + count - L, y + count - L, 1);
   }
 
   // ---- one row of coefficients for a long stretch, in registers
@@ -153,8 +235,8 @@ struct Spline {
   struct InRegisters {
     TableInRegisters<Element, Count> left, rise;
 
-    LIPDEPLOY_INLINE void note(K) const {}
-    LIPDEPLOY_INLINE Ends ends(K interval) const {
+    LIPDEPLOY_INLINE void note(K, int32_t*) const {}
+    LIPDEPLOY_INLINE Ends ends(K interval, const int32_t*) const {
       const auto index = __builtin_convertvector(interval, typename S::I);
       return {left.at(index), rise.at(index)};
     }
@@ -196,41 +278,37 @@ struct Spline {
 
   // ---- any table: the two ends of an interval lie side by side and are fetched as one
 
-  struct Places {
-    alignas(64) int32_t at[L];
-  };
-
   template <bool Starts>
   struct InMemory {
     const Work* values;
     const int32_t* starts;  // where the row of each element of a period starts; not read without Starts
     int64_t period, at;     // `at`: the next element's place in the period
-    Places places;          // of the vector that was noted last
 
-    LIPDEPLOY_INLINE void note(K interval) {
+    LIPDEPLOY_INLINE void note(K interval, int32_t* places) {
       if constexpr (Starts) {
         interval += load<K>(starts + at);
         at += L;
         at -= at < period ? 0 : period;
       }
-      store<false>(places.at, interval);
+      store<false>(places, interval);
     }
-    LIPDEPLOY_INLINE Ends ends(K) const { return fetch(std::make_index_sequence<sizeof(Work) == 4 ? L / 2 : L>()); }
+    LIPDEPLOY_INLINE Ends ends(K, const int32_t* places) const {
+      return fetch(places, std::make_index_sequence<sizeof(Work) == 4 ? L / 4 : L>());
+    }
     LIPDEPLOY_INLINE InMemory from(int64_t i) const {
-      return {values, starts, period, Starts ? (at + i) % period : 0, {}};
+      return {values, starts, period, Starts ? (at + i) % period : 0};
     }
 
     template <size_t... Lane>
-    LIPDEPLOY_INLINE Ends fetch(std::index_sequence<Lane...>) const {
+    LIPDEPLOY_INLINE Ends fetch(const int32_t* places, std::index_sequence<Lane...>) const {
       using Pick = Shuffle<W, L>;
       W first, second;
       if constexpr (sizeof(Work) == 4) {
-        using Pairs = Vector<double, L / 2>;
-        first = (W)Pairs{both_ends(places.at[Lane])...};
-        second = (W)Pairs{both_ends(places.at[L / 2 + Lane])...};
+        first = (W)from_pairs(two_pairs(places + 2 * Lane)...);
+        second = (W)from_pairs(two_pairs(places + L / 2 + 2 * Lane)...);
       } else {
         alignas(64) Work fetched[2 * L];
-        (__builtin_memcpy(fetched + 2 * Lane, values + places.at[Lane], 2 * sizeof(Work)), ...);
+        (__builtin_memcpy(fetched + 2 * Lane, values + places[Lane], 2 * sizeof(Work)), ...);
         first = load<W>(fetched);
         second = load<W>(fetched + L);
       }
@@ -238,17 +316,43 @@ struct Spline {
       return {left, Pick::odd(first, second, typename Pick::All()) - left};
     }
 
-    // Moved, never computed with.
-    LIPDEPLOY_INLINE double both_ends(int32_t place) const {
-      double ends;
-      __builtin_memcpy(&ends, values + place, sizeof(ends));
-      return ends;
+    // The ends of two intervals. Both places come by one load: with one load each, loads would be what takes the time.
+    // The numbers are moved, never computed with.
+    using Two = Vector<double, 2>;
+    LIPDEPLOY_INLINE Two two_pairs(const int32_t* two) const {
+      uint64_t both;
+      __builtin_memcpy(&both, two, sizeof(both));
+      constexpr bool kLittleEndian = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+      const uint32_t low = static_cast<uint32_t>(both), high = static_cast<uint32_t>(both >> 32);
+      const auto *first = ends_at(kLittleEndian ? low : high), *second = ends_at(kLittleEndian ? high : low);
+#if defined(__x86_64__)
+      return (Two)_mm_loadh_pd(_mm_load_sd(first), second);
+#else
+      double pairs[2];
+      __builtin_memcpy(pairs, first, sizeof(double));
+      __builtin_memcpy(pairs + 1, second, sizeof(double));
+      return Two{pairs[0], pairs[1]};
+#endif
     }
+    LIPDEPLOY_INLINE const double* ends_at(uint32_t place) const {
+      return reinterpret_cast<const double*>(values + place);
+    }
+    static LIPDEPLOY_INLINE auto from_pairs(Two a) { return a; }
+#if defined(__AVX__)
+    static LIPDEPLOY_INLINE auto from_pairs(Two a, Two b) {
+      return _mm256_insertf128_pd(_mm256_castpd128_pd256((__m128d)a), (__m128d)b, 1);
+    }
+#endif
+#if defined(__AVX512F__)
+    static LIPDEPLOY_INLINE auto from_pairs(Two a, Two b, Two c, Two d) {
+      return _mm512_insertf64x4(_mm512_castpd256_pd512(from_pairs(a, b)), from_pairs(c, d), 1);
+    }
+#endif
   };
 
   template <bool Starts>
   __attribute__((noinline)) void fetch(const Work* values, int64_t at, const Bits* x, Bits* y, int64_t count) const {
-    apply(InMemory<Starts>{values, call.starts, call.period, at, {}}, x, y, count);
+    apply(InMemory<Starts>{values, call.starts, call.period, at}, x, y, count);
   }
 
   LIPDEPLOY_INLINE void elements(int64_t begin, int64_t end) const {
@@ -269,12 +373,10 @@ struct Spline {
 
 template <class Element>
 void spline_elements(const SplineCall<Element>& call, int64_t begin, int64_t end) {
-  using W = typename SplineVector<Element>::W;
   using Work = typename Element::Work;
-  const SplineVector<Element> vector{{},
-                                     W{} + static_cast<Work>(call.shape.lower),
-                                     W{} + static_cast<Work>(call.shape.knot_spacing),
-                                     W{} + static_cast<Work>(call.shape.knots - 2)};
+  const bool many = end - begin >= 16 * call.shape.knots;
+  const SplineVector<Element> vector(static_cast<Work>(call.shape.lower), static_cast<Work>(call.shape.knot_spacing),
+                                     call.shape.knots, many);
   Spline<Element>{call, vector}.elements(begin, end);
   if (call.stream) finish_streaming();
 }

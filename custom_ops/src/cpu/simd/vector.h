@@ -186,21 +186,67 @@ struct Transposition {
   }
 };
 
+#if defined(__AVX512F__)
+// Exchanges the odd pieces of `a`, of so many bytes, with the even pieces of `b`: its own inverse, one instruction each.
+template <int Bytes, class V>
+LIPDEPLOY_INLINE void exchange_pieces(V& a, V& b) {
+  const __m512 from_a = (__m512)a, from_b = (__m512)b;
+  if constexpr (Bytes == 4) {
+    a = (V)_mm512_mask_moveldup_ps(from_a, 0xaaaa, from_b);
+    b = (V)_mm512_mask_movehdup_ps(from_b, 0x5555, from_a);
+  } else if constexpr (Bytes == 8) {
+    a = (V)_mm512_unpacklo_pd((__m512d)from_a, (__m512d)from_b);
+    b = (V)_mm512_unpackhi_pd((__m512d)from_a, (__m512d)from_b);
+  } else if constexpr (Bytes == 16) {
+    a = (V)_mm512_mask_shuffle_f32x4(from_a, 0xf0f0, from_b, from_b, 0x80);
+    b = (V)_mm512_mask_shuffle_f32x4(from_b, 0x0f0f, from_a, from_a, 0x31);
+  } else {
+    a = (V)_mm512_shuffle_f32x4(from_a, from_b, 0x44);
+    b = (V)_mm512_shuffle_f32x4(from_a, from_b, 0xee);
+  }
+}
+
+// Bit n of a number's place within its vector changes places with bit n of the number of its row: numbers that lay one
+// after the other, a power of two of them, come to lie one below the other. Which lane a group gets does not matter, as
+// the same steps bring it back.
+template <class V, int Lanes, int Rows, int Step = 1>
+LIPDEPLOY_INLINE void exchange_rows(V* rows) {
+  if constexpr (Step < Rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i)
+      if ((i & Step) == 0) exchange_pieces<Step * 64 / Lanes>(rows[i], rows[i + Step]);
+    exchange_rows<V, Lanes, Rows, 2 * Step>(rows);
+  }
+}
+#endif
+
 // From `Lanes` groups of `Rows` numbers each, one after the other, to one vector for each rank, and back.
 template <class V, int Lanes, int Rows>
 LIPDEPLOY_INLINE void groups_to_ranks(V* rows) {
-  if constexpr ((Rows & (Rows - 1)) != 0)
-    return Transposition<V, Lanes, Rows>::to_ranks(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
+  if constexpr ((Rows & (Rows - 1)) != 0) {
+    Transposition<V, Lanes, Rows>::to_ranks(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
+#if defined(__AVX512F__)
+  } else if constexpr (sizeof(V) == 64 && Rows <= Lanes) {
+    exchange_rows<V, Lanes, Rows>(rows);
+#endif
+  } else {
 #pragma GCC unroll 8
-  for (int n = 1; n < Rows; n *= 2) deal_step<V, Lanes, Rows>(rows);
+    for (int n = 1; n < Rows; n *= 2) deal_step<V, Lanes, Rows>(rows);
+  }
 }
 
 template <class V, int Lanes, int Rows>
 LIPDEPLOY_INLINE void ranks_to_groups(V* rows) {
-  if constexpr ((Rows & (Rows - 1)) != 0)
-    return Transposition<V, Lanes, Rows>::to_rows(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
+  if constexpr ((Rows & (Rows - 1)) != 0) {
+    Transposition<V, Lanes, Rows>::to_rows(rows, std::make_index_sequence<static_cast<size_t>(Rows)>());
+#if defined(__AVX512F__)
+  } else if constexpr (sizeof(V) == 64 && Rows <= Lanes) {
+    exchange_rows<V, Lanes, Rows>(rows);
+#endif
+  } else {
 #pragma GCC unroll 8
-  for (int n = 1; n < Rows; n *= 2) gather_step<V, Lanes, Rows>(rows);
+    for (int n = 1; n < Rows; n *= 2) gather_step<V, Lanes, Rows>(rows);
+  }
 }
 
 }  // namespace lipdeploy::LIPDEPLOY_ISA

@@ -239,7 +239,7 @@ def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def epsilon(value: Any) -> float:
-    """A radius ≥ 0 as a string (``"0.1"``, ``"8/255"``: read exactly, rounded up) or a number."""
+    """A radius ≥ 0 as a string (``"0.1"``, ``"8/255"``: read exactly, rounded up) or a number, which is a binary64."""
     if isinstance(value, str):
         if not NUMBER.fullmatch(value) or value.endswith("/0"):
             raise bad("lipdeploy_epsilon is not a number ≥ 0")

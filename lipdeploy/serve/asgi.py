@@ -174,9 +174,9 @@ class App:
         except Exception as error:
             self._respond(exchange, self._failure(error, exchange), respond)
         else:
-            pending.ticket.future.add_done_callback(partial(self._answered_shortly, exchange, pending, respond))
+            pending.ticket.when_done(partial(self._answered_shortly, exchange, pending, respond))
 
-    def _answered_shortly(self, exchange: Exchange, pending: Pending, respond: Respond, _: Any) -> None:
+    def _answered_shortly(self, exchange: Exchange, pending: Pending, respond: Respond) -> None:
         try:
             response = _encoded(pending, self.service.finish(pending))
         except Exception as error:
@@ -247,7 +247,7 @@ class App:
         try:
             await asyncio.wait({answer, going}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and not pending.ticket.future.done():
-                pending.ticket.future.set_exception(RequestProblem(499, "the client has gone", reason="gone"))
+                pending.ticket.end(RequestProblem(499, "the client has gone", reason="gone"))
             return await answer
         finally:
             going.cancel()

@@ -81,6 +81,32 @@ class Ticket:
     parts: list[Part] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
     queued_seconds: float = 0.0
+    done: Callable[[], None] | None = None
+
+    def when_done(self, done: Callable[[], None]) -> None:
+        """Call ``done`` as soon as the future is done, in the same turn of the loop."""
+        self.done = done
+        if self.future.done():
+            self._tell()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The parts are complete, or there was an error."""
+        if error is None:
+            self.future.set_result(self.parts)
+        else:
+            self.future.set_exception(error)
+        if self.timer is not None:
+            self.timer.cancel()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Whatever goes wrong with one request's answer, the others of its batch must get theirs."""
+        try:
+            if self.done is not None:
+                self.done()
+        except Exception as error:
+            what = {"message": "an answer could not be delivered", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +288,7 @@ class Batcher:
             _expire(ticket)
             return False
         if ticket.gone is not None and ticket.gone():
-            ticket.future.set_exception(RequestProblem(499, "the client has gone", reason="gone"))
+            ticket.end(RequestProblem(499, "the client has gone", reason="gone"))
             return False
         return True
 
@@ -272,13 +298,11 @@ class Batcher:
             if ticket.future.done():
                 continue
             if isinstance(answer, BaseException):
-                ticket.future.set_exception(answer)
-            else:
-                ticket.parts.append(answer)
-                if part.stop == ticket.rows:
-                    ticket.future.set_result(ticket.parts)
-            if ticket.future.done() and ticket.timer is not None:
-                ticket.timer.cancel()
+                ticket.end(answer)
+                continue
+            ticket.parts.append(answer)
+            if part.stop == ticket.rows:
+                ticket.end()
 
     # The work, on whatever thread.
 
@@ -319,5 +343,4 @@ class Batcher:
 
 def _expire(ticket: Ticket) -> None:
     if not ticket.future.done():
-        problem = RequestProblem(504, "the deadline passed before the answer was ready", reason="deadline")
-        ticket.future.set_exception(problem)
+        ticket.end(RequestProblem(504, "the deadline passed before the answer was ready", reason="deadline"))

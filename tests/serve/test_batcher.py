@@ -249,3 +249,51 @@ def test_the_depth_is_reported() -> None:
         await asyncio.gather(*(values(queue.submit(rows(1.0, 2.0), 2)) for _ in range(3)))
 
     assert play(script).depths == [2, 4, 6, 0]
+
+
+@pytest.mark.parametrize("ending", ["answer", "poison", "gone", "deadline"])
+def test_who_asked_is_called_once_and_in_the_same_turn(ending: str) -> None:
+    async def script(session: Doubling, batcher: Any) -> None:
+        queue, called = batcher(), []
+        deadline = time.perf_counter() - 1.0 if ending == "deadline" else None
+        value = 666.0 if ending == "poison" else 1.0
+        ticket = queue.submit(rows(value), 1, deadline=deadline, gone=lambda: ending == "gone")
+        ticket.when_done(lambda: called.append(ticket.future.exception()))
+        other = queue.submit(rows(2.0), 1)
+        assert await values(other) == [4.0]
+        kinds = {"answer": type(None), "poison": ValueError, "gone": RequestProblem, "deadline": RequestProblem}
+        assert [type(error) for error in called] == [kinds[ending]]
+        ticket.when_done(lambda: called.append(None))  # too late to wait: at once
+        assert len(called) == 2
+
+    play(script)
+
+
+def test_a_failing_delivery_does_not_touch_the_others() -> None:
+    async def script(session: Doubling, batcher: Any) -> None:
+        queue, problems = batcher(), []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context["exception"]))
+        tickets = [queue.submit(rows(float(i)), 1) for i in range(3)]
+        tickets[0].when_done(lambda: 1 // 0)
+        assert await asyncio.gather(*map(values, tickets)) == [[0.0], [2.0], [4.0]]
+        assert [type(problem) for problem in problems] == [ZeroDivisionError]
+        assert queue.idle
+
+    play(script)
+
+
+def test_an_answer_may_bring_the_next_request() -> None:
+    """As pipelined requests do: the queue is entered again while it delivers, or drops what is dead."""
+
+    async def script(session: Doubling, batcher: Any) -> None:
+        queue = batcher(max_batch_rows=2)
+        later: list[Ticket] = []
+        for gone in (True, False, True, False):
+            ticket = queue.submit(rows(1.0), 1, gone=lambda gone=gone: gone)
+            ticket.when_done(lambda: later.append(queue.submit(rows(5.0), 1)))
+        while len(later) < 4:
+            await asyncio.sleep(0.001)
+        assert await asyncio.gather(*map(values, later)) == [[10.0]] * 4
+        assert (queue.queued_rows, queue._bytes, queue.idle) == (0, 0, True)
+
+    play(script)

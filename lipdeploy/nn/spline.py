@@ -26,46 +26,55 @@ def _float32(value: float) -> float:
 
 
 class _Interpolate(torch.autograd.Function):
-    """y = c_k + ((x − t_k)·Δ_k)/h, rounded step by step as the operator's specification pins it."""
+    """y = c_k + ((x − t_k)·Δ_k)/h, rounded step by step as the operator's specification pins it.
+
+    Memory is what this costs, so results are overwritten where that is safe, and masks are made only where a value is
+    not finite.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, coefficients: Tensor, lower: float, knot_spacing: float) -> Tensor:
         index, knot, spacing = _locate(x, coefficients.shape[-1], lower, knot_spacing)
-        index = index + _channel_offsets(x, coefficients)
-        ctx.save_for_backward(x, coefficients, index, knot, spacing)
+        index = index.add_(_channel_offsets(x, coefficients))
         value, step = _gather(coefficients, index), _gather(_steps(coefficients), index)
-        y = value + ((x - knot) * step) / spacing
-        return torch.where(torch.isinf(x) & (step == 0), value, y)
+        ctx.save_for_backward(x, coefficients, index, knot, step, spacing)
+        y = (x - knot).mul_(step).div_(spacing).add_(value)
+        return y if _surely_finite(y) else torch.where(torch.isinf(x) & (step == 0), value, y)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        # Written with differentiable operations, so that gradient penalties can differentiate once more.
         (grad,) = grad_outputs
-        x, coefficients, index, knot, spacing = ctx.saved_tensors
+        x, coefficients, index, knot, step, spacing = ctx.saved_tensors
+        once = not torch.is_grad_enabled()  # else a gradient penalty will differentiate what is computed here
         grad_x: Tensor | None = None
         grad_coefficients: Tensor | None = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad * (_gather(_steps(coefficients), index) / spacing)
+            # The saved step is a constant to autograd; a second derivative needs one that depends on the coefficients.
+            grad_x = (grad * step).div_(spacing) if once else grad * _gather(_steps(coefficients), index) / spacing
         if ctx.needs_input_grad[1]:
-            right = grad * ((x - knot) / spacing)
-            flat = index.flatten()
-            sums = torch.zeros_like(coefficients).flatten()
-            sums = sums.index_add(0, flat, (grad - right).flatten()).index_add(0, flat + 1, right.flatten())
-            grad_coefficients = sums.view_as(coefficients)
+            right = (x - knot).div_(spacing).mul_(grad) if once else grad * ((x - knot) / spacing)
+            bins, flat = torch.zeros_like(coefficients).flatten(), index.flatten()
+            # c_k has the weight 1 − u in its own interval, where c_{k+1} has u.
+            whole, shares = bins.index_add(0, flat, grad.flatten()), bins.index_add(0, flat, right.flatten())
+            grad_coefficients = (whole - shares + nn.functional.pad(shares[:-1], (1, 0))).view_as(coefficients)
         return grad_x, grad_coefficients, None, None
 
 
 def _locate(x: Tensor, num_knots: int, lower: float, knot_spacing: float) -> tuple[Tensor, Tensor, Tensor]:
     """Index of the interval, its left knot, and h as a tensor (dividing by a number multiplies by 1/h on CUDA)."""
     spacing = torch.full((), knot_spacing, dtype=x.dtype, device=x.device)
-    position = torch.floor((x - lower) / spacing).clamp(0, num_knots - 2)
-    position = torch.where(torch.isnan(position), torch.zeros_like(position), position)
-    return position.long(), lower + position * spacing, spacing
+    position = (x - lower).div_(spacing).floor_().clamp_(0, num_knots - 2).nan_to_num_(0.0)
+    return position.int(), position.mul_(spacing).add_(lower), spacing
+
+
+def _surely_finite(y: Tensor) -> bool:
+    """Whether one cheap sum shows that no value is NaN or infinite; not asked where asking stalls a device."""
+    return not torch.compiler.is_compiling() and y.device.type == "cpu" and bool(torch.isfinite(y.sum()))
 
 
 def _channel_offsets(x: Tensor, coefficients: Tensor) -> Tensor:
     rows, num_knots = coefficients.shape
-    return (torch.arange(rows, device=x.device) * num_knots).view(-1, *[1] * (x.ndim - 2))
+    return (torch.arange(rows, device=x.device, dtype=torch.int32) * num_knots).view(-1, *[1] * (x.ndim - 2))
 
 
 def _steps(coefficients: Tensor) -> Tensor:

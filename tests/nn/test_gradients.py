@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import deel.torchlip as torchlip
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.utils import parametrize
 import lipdeploy as lip
 from lipdeploy import nn as lipnn
 from lipdeploy.nn.linear import bjorck, gram_norm_bound, project_rows_l1
+from lipdeploy.nn.spline import INITS
 from lipdeploy.nn.training import MARGINS, hinge_margin_loss, offset_cross_entropy
 
 
@@ -87,3 +89,71 @@ def test_losses_vanish_exactly_where_the_radius_is_certified(norm: str) -> None:
 def test_an_unknown_norm_is_named() -> None:
     with pytest.raises(ValueError, match="'l3'"):
         hinge_margin_loss(torch.zeros(1, 2), torch.tensor([0]), epsilon=0.1, norm="l3")
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_splines_from_every_start(init: str) -> None:
+    """With slopes up to 2 allowed, no start lies on a kink of the projection; x keeps away from the knots."""
+    spline = lipnn.LinearSpline(4, 7, 0.5, init, lipschitz=2.0).double().train()
+    generator = torch.Generator().manual_seed(3)
+    intervals = torch.randint(-2, 9, (5, 4), generator=generator)
+    inside = 0.1 + 0.8 * torch.rand(5, 4, generator=generator, dtype=torch.float64)
+    x = (spline.lower + spline.knot_spacing * (intervals + inside)).requires_grad_()
+    names, values = zip(*spline.named_parameters(), strict=True)
+
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(spline, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *values))
+    assert torch.autograd.gradgradcheck(run, (x, *values))
+
+
+def test_tv2_of_a_network() -> None:
+    network = torch.nn.Sequential(lipnn.LinearSpline(2, 6, 0.5), lipnn.LinearSpline(3, 5, 0.5)).double()
+    shapes = [layer.coefficients.shape for layer in network]
+    starts = [0.3 * matrix(*shape).detach().requires_grad_() for shape in shapes]  # slopes on both sides of the clip
+
+    def run(*coefficients: torch.Tensor) -> torch.Tensor:
+        state = {f"{k}.coefficients": values for k, values in enumerate(coefficients)}
+        return torch.func.functional_call(_Tv2(network), {f"network.{key}": v for key, v in state.items()}, ())
+
+    assert torch.autograd.gradcheck(run, starts)
+
+
+class _Tv2(torch.nn.Module):
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self) -> torch.Tensor:
+        return lipnn.tv2(self.network)
+
+
+@pytest.mark.parametrize("loss", [hinge_margin_loss, offset_cross_entropy])
+@pytest.mark.parametrize("norm", MARGINS)
+def test_losses(loss, norm: str) -> None:
+    labels = torch.tensor([0, 2, 1, 1, 0])
+    assert torch.autograd.gradcheck(lambda y: loss(y, labels, epsilon=0.4, norm=norm), matrix(5, 3))
+
+
+def test_losses_of_torchlip_on_our_layers() -> None:
+    """KR and HKR are deel-torchlip's: their values by hand, and their gradients through a sorting network."""
+    torch.manual_seed(0)
+    critic = torch.nn.Sequential(lipnn.BjorckLinear(3, 6), lipnn.GroupSort(2), lipnn.BjorckLinear(6, 1)).double()
+    x, target = torch.randn(8, 3, dtype=torch.float64), torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)[:, None]
+    y = critic(x).detach()
+    distance = y[target > 0].mean() - y[target < 0].mean()
+    hinge = (0.25 - target * y).clamp(min=0).mean()
+    assert float(torchlip.KRLoss()(y, target)) == pytest.approx(float(distance))
+    assert float(torchlip.HKRLoss(0.9, 0.5)(y, target)) == pytest.approx(float(0.9 * hinge - 0.1 * distance))
+    weight = critic[0].parametrizations.weight.original
+    torchlip.HKRLoss(0.9, 0.5)(critic(x), target).backward()
+
+    def loss(change: float) -> float:
+        with torch.no_grad():
+            weight[1, 2] += change
+            value = float(torchlip.HKRLoss(0.9, 0.5)(critic(x), target))
+            weight[1, 2] -= change
+        return value
+
+    assert float(weight.grad[1, 2]) == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, rel=1e-4, abs=1e-8)

@@ -1,10 +1,13 @@
 """Denoising of photographs by an averaged 1-Lipschitz CNN, and a plug-and-play reconstruction that must converge.
 
 Paper A (arXiv 2210.16222): convolutional denoisers with learned splines against other activations at equal size and
-equal bound. Here D(x) = (x + N(x))/2 with N a chain of AOL convolutions with circular padding and learned splines, so
-D is averaged; the proven constant of the exported D is in the table. Data: scikit-learn's two photographs, one to train
-on and one held out. Then y ↦ x with missing pixels filled in by forward-backward steps x ← D(x − ∇‖m·x − y‖²/2): for
-an averaged D the steps shrink, and the table says by how much.
+equal bound. Here D(x) = (x + N(x))/2 with N a chain of orthogonal convolutions with circular padding (BCOP, as in the
+paper, by orthogonium), so D is averaged; the proven constant of the exported D is in the table. Data: scikit-learn's
+two photographs, one to train on, its right fifth kept for choosing settings, and one held out. Then y ↦ x with missing
+pixels filled in by forward-backward steps x ← D(x − ∇‖m·x − y‖²/2): for an averaged D the steps shrink, and the table
+says by how much.
+
+The learning rate was chosen among 0.004 and 0.01 for ReLU and for the spline, seed 100, on that fifth.
 
 ::
 
@@ -22,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import Options, once, parse, plt, progress, prove, table, write
+from orthogonium.layers import AdaptiveOrthoConv2d
 from torch import Tensor, nn
 
 from lipdeploy.nn import AOLConv2d, LinearSpline, MaxMin, bake, parameter_groups, tv2
@@ -35,18 +39,21 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """The paper uses 8 layers of 64 channels, 40 × 40 patches and batches of 128; sigma is its smaller noise."""
+    """The paper uses 8 layers of 64 channels, 40 × 40 patches and batches of 128; sigma is its smaller noise.
 
+    ``convolution``: ``"BCOP"`` (orthogonal, by orthogonium) or ``"AOL"``. ``trained_on``: columns of the photograph.
+    """
+
+    convolution: str = "BCOP"
     sigma: float = 5 / 255
-    channels: int = 64
-    layers: int = 8
-    quick_channels: int = 16
-    quick_layers: int = 4
+    channels: int = 16
+    layers: int = 6
     patch: int = 40
-    batch: int = 16
-    steps: int = 20_000
-    quick_steps: int = 400
-    learning_rate: float = 4e-3
+    batch: int = 8
+    steps: int = 1500
+    quick_steps: int = 300
+    learning_rate: float = 1e-2
+    trained_on: int = 512
     tv2_weight: float = 1e-6
     kept: float = 0.5
     iterations: int = 60
@@ -64,16 +71,30 @@ class Averaged(nn.Module):
         return 0.5 * x + 0.5 * self.inner(x)
 
 
-def denoiser(activation: str, channels: int, layers: int) -> nn.Module:
-    """Layers 1 → channels → … → 1, all 3 × 3, which start as the identity plus noise."""
-    sizes = [1, *[channels] * (layers - 1), 1]
+def denoiser(activation: str, config: Config) -> nn.Module:
+    """Layers 1 → channels → … → 1, all 3 × 3 with circular padding."""
+    sizes = [1, *[config.channels] * (config.layers - 1), 1]
     inner: list[nn.Module] = []
     for size, width in pairwise(sizes):
-        convolution = AOLConv2d(size, width, 3, padding=1, padding_mode="circular")
-        with torch.no_grad():
-            convolution.weight = nn.init.dirac_(torch.empty(width, size, 3, 3)) + 0.02 * torch.randn(width, size, 3, 3)
-        inner += [convolution, ACTIVATIONS[activation](width)]
+        inner += [CONVOLUTIONS[config.convolution](size, width), ACTIVATIONS[activation](width)]
     return Averaged(nn.Sequential(*inner[:-1]))
+
+
+def _orthogonal(size: int, width: int) -> nn.Module:
+    layer = AdaptiveOrthoConv2d(size, width, 3, padding=1, padding_mode="circular")
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _almost_orthogonal(size: int, width: int) -> nn.Module:
+    """The identity plus noise, to start with."""
+    layer = AOLConv2d(size, width, 3, padding=1, padding_mode="circular")
+    with torch.no_grad():
+        layer.weight = nn.init.dirac_(torch.empty(width, size, 3, 3)) + 0.02 * torch.randn(width, size, 3, 3)
+    return layer
+
+
+CONVOLUTIONS: dict[str, Callable[[int, int], nn.Module]] = {"BCOP": _orthogonal, "AOL": _almost_orthogonal}
 
 
 def photographs() -> tuple[Tensor, Tensor]:
@@ -92,18 +113,17 @@ def patches(image: Tensor, count: int, size: int) -> Tensor:
     return torch.cat([image[:, :, t : t + size, s : s + size] for t, s in zip(tops, lefts, strict=True)])
 
 
-def train(activation: str, config: Config, options: Options) -> nn.Module:
-    """Mean squared error against the clean patch."""
+def train(activation: str, config: Config, options: Options) -> tuple[nn.Module, list[float]]:
+    """Mean squared error against the clean patch; also ten values, in dB, on the part that is not trained on."""
     torch.manual_seed(options.seed)
-    channels = config.quick_channels if options.quick else config.channels
-    layers = config.quick_layers if options.quick else config.layers
-    net = denoiser(activation, channels, layers)
-    image, _ = photographs()
-    steps = options.budget(config.quick_steps, config.steps)
+    net = denoiser(activation, config)
+    image, kept = photographs()[0].split((config.trained_on, 640 - config.trained_on), dim=3)
+    noisy_kept = kept + config.sigma * torch.randn(kept.shape, generator=torch.Generator().manual_seed(1))
+    steps, history = options.budget(config.quick_steps, config.steps), []
     optimiser = torch.optim.Adam(parameter_groups(net, config.learning_rate))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     with progress(f"denoising, {activation}", steps) as advance:
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             clean = patches(image, config.batch, config.patch)
             noisy = clean + config.sigma * torch.randn_like(clean)
             optimiser.zero_grad()
@@ -112,7 +132,17 @@ def train(activation: str, config: Config, options: Options) -> nn.Module:
             optimiser.step()
             schedule.step()
             advance()
-    return bake(net)
+            if kept.numel() and step % max(1, steps // 10) == 0:
+                history.append(_quality(net, noisy_kept, kept))
+    return bake(net), history
+
+
+@torch.no_grad()
+def _quality(net: nn.Module, noisy: Tensor, clean: Tensor) -> float:
+    net.eval()
+    result = psnr(net(noisy), clean)
+    net.train()
+    return round(result, 3)
 
 
 def psnr(x: Tensor, clean: Tensor) -> float:
@@ -141,7 +171,7 @@ def run(options: Options, activation: str, config: Config) -> dict[str, Any]:
     stem = f"denoising_{activation}"
 
     def make() -> dict[str, Any]:
-        net = train(activation, config, options)
+        net, history = train(activation, config, options)
         clean = photographs()[1][:, :, 100:356, 200:456]
         torch.manual_seed(99)
         noisy = clean + config.sigma * torch.randn_like(clean)
@@ -149,7 +179,8 @@ def run(options: Options, activation: str, config: Config) -> dict[str, Any]:
             quality = psnr(net(noisy), clean)
         example = noisy[:, :, : config.patch, : config.patch]
         proven = prove(net, example, options.folder / f"{stem}.onnx")
-        return {"noisy": psnr(noisy, clean), "psnr": quality, "proven": proven, "fill_in": fill_in(net, config)}
+        facts = {"noisy": psnr(noisy, clean), "psnr": quality, "proven": proven, "history": history}
+        return {**facts, "fill_in": fill_in(net, config)}
 
     return once(options, stem, [config, options.seed, options.quick, options.steps], make)
 
@@ -175,13 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _plot(options: Options, results: dict[str, Any]) -> None:
     pyplot = plt()
-    figure, axis = pyplot.subplots(figsize=(7, 4))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
     for activation, result in results.items():
-        axis.semilogy(result["fill_in"]["steps"], label=f"{activation}: {result['psnr']:.2f} dB")
-    axis.set_xlabel("iteration of plug-and-play")
-    axis.set_ylabel("‖x_{k+1} − x_k‖")
-    axis.legend()
-    axis.grid(alpha=0.3)
+        share = np.linspace(0, 1, len(result["history"]) + 1)[1:]
+        left.plot(100 * share, result["history"], marker=".", label=activation)
+        right.semilogy(result["fill_in"]["steps"], label=f"{activation}: {result['fill_in']['end']:.2f} dB")
+    left.set_xlabel("training, %")
+    left.set_ylabel("PSNR on the part not trained on, dB")
+    right.set_xlabel("iteration of plug-and-play")
+    right.set_ylabel("‖x_{k+1} − x_k‖")
+    for axis in (left, right):
+        axis.legend()
+        axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(options.folder / "denoising.png", dpi=120)
     pyplot.close(figure)

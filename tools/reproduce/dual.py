@@ -195,7 +195,7 @@ def _plot(options: Options, results: dict[str, Any]) -> None:
     axis.axhline(1, color="black", linewidth=1)
     axis.set_xticks(range(len(results)), results)
     axis.set_ylabel("value divided by the proven L, over true W1")
-    axis.legend(ncol=4, fontsize=8)
+    axis.legend(ncol=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.tight_layout()
     figure.savefig(options.folder / "dual.png", dpi=120)
     pyplot.close(figure)

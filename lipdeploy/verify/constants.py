@@ -13,6 +13,7 @@ import numpy as np
 from onnx import AttributeProto, TensorProto, helper
 
 from lipdeploy.verify.dequantize import QUANTISES, constant_of, dequantised
+from lipdeploy.verify.form import check_form
 from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers, read_constant
 from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
 
@@ -37,6 +38,7 @@ def evaluate(call: Call) -> Constant | None:
     if function is None:
         message = "computes a constant inside the graph, which the verifier does not evaluate"
         raise call.refuse("LIP017", message, FOLD_FIRST if call.op in QUANTISES else "")
+    check_form(call)
     arrays = [value.array if isinstance(value, Constant) else None for value in values]
     _refuse_large(call, [array for array in arrays if array is not None])
     roundings = sum(value.roundings for value in values if isinstance(value, Constant))

@@ -58,7 +58,6 @@ SIZE_FREE = frozenset(
         "Relu", "Abs", "Neg", "Clip", "LeakyRelu", "PRelu", "Tanh", "Sigmoid", "Softplus", "Softsign", "Erf", "Sin",
         "Cos", "Atan", "Asinh", "Mish", "Gelu", "Elu", "Selu", "HardSwish", "Celu", "HardSigmoid", "Dropout",
         "Identity", "Cast", "Add", "Sub", "Sum", "Mul", "Div", "Max", "Min", "BatchNormalization", "Concat", "Split",
-        "GlobalMaxPool",
     )} | {("lipdeploy", op) for op in ("GroupSort", "LinearSpline", "Householder")}
 )  # fmt: skip
 #: Of these, the ones whose operands broadcast …
@@ -79,12 +78,8 @@ def _at_one_size(call: Call) -> list[Step]:
             raise call.refuse("LIP006", f"acts along axis {axis}, which is not one of known size")
         if {_open_part(other) for other in shapes} != {_open_part(shape)}:
             raise call.refuse("LIP006", "its images may have different sizes")
-    pooled = call.op == "GlobalMaxPool"
     asked = call.with_inputs([_surrogate(value) for value in call.inputs], call.batch)
-    return [
-        step if pooled else replace(step, shape=_put_back(call, step.shape, shape))
-        for step in RULES[call.domain, call.op](asked)
-    ]
+    return [replace(step, shape=_put_back(call, step.shape, shape)) for step in RULES[call.domain, call.op](asked)]
 
 
 def _open_part(shape: Sequence[object]) -> tuple[object, ...]:
@@ -116,10 +111,10 @@ def _put_back(call: Call, shape: tuple[int, ...], before: tuple[int, ...]) -> tu
     return tuple(old if isinstance(old, OpenSize) else new for new, old in zip(shape, before, strict=True))
 
 
-def _global_average(call: Call) -> list[Step]:
-    """The mean of n ≥ 1 entries: 1/√n ≤ 1, 1, 1/n ≤ 1."""
-    shape = call.flow().shape
-    return [Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), "mean, any size")]
+def _global_pool(call: Call) -> list[Step]:
+    """The maximum of n ≥ 1 entries, 1 in every norm, or their mean: 1/√n ≤ 1, 1, 1/n ≤ 1. Channels may be open, too."""
+    shape, rule = call.flow().shape, "maximum" if call.op == "GlobalMaxPool" else "mean, any size"
+    return [Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), rule)]
 
 
 def _reduction(call: Call) -> list[Step]:
@@ -161,7 +156,8 @@ OPEN_RULES: dict[tuple[str, str], Callable[[Call], list[Step]]] = {
     ("", "ConvTranspose"): transposed_convolution,
     ("", "MaxPool"): max_pool,
     ("", "AveragePool"): average_pool,
-    ("", "GlobalAveragePool"): _global_average,
+    ("", "GlobalAveragePool"): _global_pool,
+    ("", "GlobalMaxPool"): _global_pool,
     ("", "ReduceMean"): _reduction,
     ("", "ReduceMax"): _reduction,
     ("", "ReduceMin"): _reduction,

@@ -134,3 +134,15 @@ def test_the_commands(exact_net, capsys):
 
     known = CertifiedSession(model).predict(np.load(data)["x"]).radius
     assert all(text <= Fraction(float(r)) for text, r in zip(told, known, strict=True))
+
+
+@pytest.mark.parametrize("epsilon", [Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal("-0.1"), 10**400])
+def test_a_number_that_is_none_is_refused_by_name(epsilon):
+    with pytest.raises(InputError, match="epsilon must be"):
+        checked_epsilon(epsilon)
+
+
+def test_numpys_whole_numbers_are_compared_exactly():
+    """NumPy compares a float with an int64 as two float64 numbers: 2**53 is then not below 2**53 + 1."""
+    for whole in (2**53 + 1, 2**62 + 1):
+        assert Fraction(checked_epsilon(np.int64(whole))) >= whole

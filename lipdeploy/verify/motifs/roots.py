@@ -23,7 +23,7 @@ from lipdeploy.verify.rules.registry import RULES
 from lipdeploy.verify.step import Rounding, Step
 
 #: Linear operators with no negative weight, whose own rules bound the sums of their rows (ℓ∞) and columns (ℓ1).
-AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "Mul", "Div"})
+AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "ReduceL1", "Mul", "Div"})
 MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity"})
 #: The identity on numbers that are not negative.
 NON_NEGATIVE = frozenset({"Relu", "Abs"})
@@ -138,7 +138,8 @@ def _summed(node: Call, values: Values) -> _Squares | None:
     if not isinstance(source, Flow) or source.dtype.kind != "f":
         return None
     squares = _Squares(source.shape, (_Share(source, ONE, ONE, 1),), ZERO)
-    return _after(replace(node, op="ReduceSum"), squares, node.input_names[0], values)
+    # Σ|x²|, whose axes became an input in the same opset; those of ReduceSum did earlier.
+    return _after(replace(node, op="ReduceL1"), squares, node.input_names[0], values)
 
 
 def _unsigned(node: Call, data: Sequence[str]) -> str | None:

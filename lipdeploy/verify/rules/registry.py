@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lipdeploy.verify.form import check_form
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.step import Step
 
@@ -30,6 +31,7 @@ class Rule:
         unknown = sorted(set(call.attributes) - self.attributes)
         if unknown:
             raise call.refuse("LIP002", f"attribute '{unknown[0]}' is not understood")
+        check_form(call)
         for flag in sorted(FLAGS.intersection(call.attributes)):
             if call.integer(flag) not in (0, 1):
                 raise call.refuse("LIP002", f"{flag} is {call.integer(flag)}, a flag is 0 or 1")

@@ -20,6 +20,7 @@ from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES, Rule
 
 Function = Any  # a plain function: typeshed's type has no __globals__ for callables
 NEWEST = OPSETS.stop - 1
+FLOAT64_ONLY = ("written_out(", "root_rounding(", "_power_sum(", 'only=("f64",)')
 PAGE = Path(__file__).parent.parent / "docs" / "rules.md"
 HEAD = """# Rules
 
@@ -31,6 +32,8 @@ file, and the words with which a rule refuses (… is filled in), beside inputs 
 proofs that fail (LIP014). The lemmas, and why each holds, are in
 [mathematics.md](mathematics.md): arithmetic S3 and S4, linear C and D, operators S1, S2 and S5, pooling and resize P1
 and P2, motifs D6, E1 to E3 and S6 to S8.
+"Deployed" says where the rounding is known: in every program (yes), in the float64 program, which writes the operator
+out (f64: modes `f64`, `adaptive` and `network` answer, F5 to F8), or nowhere (no: `verify` only).
 """
 
 
@@ -128,7 +131,8 @@ def _text(node: ast.expr) -> str:
 def _row(function: Function, group: list[tuple[tuple[str, str], Rule]]) -> str:
     operators = ", ".join(f"{domain}.{op}" if domain else op for (domain, op), _ in group)
     attributes = ", ".join(sorted(group[0][1].attributes)) or "none"
-    known = "no" if "rounding=None" in inspect.getsource(function) else "yes"
+    source = inspect.getsource(function)
+    known = "f64" if any(word in source for word in FLOAT64_ONLY) else "no" if "rounding=None" in source else "yes"
     cells = (operators, _summary(function), _norms(function), _stored(function), _refused(function), attributes, known)
     return f"| {' | '.join(cells)} |"
 

@@ -189,9 +189,13 @@ def _deliver(outcome: Outcome, page: str | None, as_json: bool, output: str | No
 
 
 def _verdict(at: tuple[AtRadius, ...], min_certified: Fraction | None) -> int:
-    if min_certified is None:
-        return 0
-    return MISSED if any(100 * line.certified_accuracy < min_certified for line in at) else 0
+    from lipdeploy.certify.results import percent_down, shown
+
+    missed = [line for line in at if min_certified is not None and 100 * line.certified_accuracy < min_certified]
+    for line in missed:
+        found = f"{NORMS[line.norm]} {shown(line.epsilon)} is {percent_down(line.certified_accuracy)} %"
+        report.note(f"certified accuracy at {found}, below the {float(min_certified or 0):.6g} % that were asked for")
+    return MISSED if missed else 0
 
 
 def _blocks(outcome: Outcome) -> list[report.Block]:

@@ -67,11 +67,12 @@ def linf_radius(radius: Array, norm: str, size: int) -> Array:
 def checked_epsilon(epsilon: float | None) -> float:
     """``epsilon`` as a float that is not below it, 0 for ``None``; ``InputError`` unless it is finite and ≥ 0."""
     try:
-        exact = read_exactly(epsilon) if isinstance(epsilon, str) else epsilon
+        exact: Any = read_exactly(epsilon) if isinstance(epsilon, str) else epsilon
+        exact = exact.item() if isinstance(exact, np.integer) else exact  # NumPy would compare it as a float64
         value = 0.0 if epsilon is None else math.nan if exact is None else float(exact)
         if exact is not None and value < exact:  # a Fraction, a whole number, ...
             value = up(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:  # a Decimal that is no number cannot be compared
         raise InputError(f"epsilon must be a number, got {epsilon!r}") from error
     if not (math.isfinite(value) and value >= 0.0):
         raise InputError(f"epsilon must be finite and not negative, got {epsilon!r}")

@@ -284,6 +284,9 @@ class CertifiedSession:
         node = next((node for node in self.verdict.nodes if program in node.unspecified), None)
         other = self.certify == "f32" and self.verdict.numeric_error.get("f64") is not None
         hint = "certify='f64' or certify='adaptive'" if other else "no mode can answer: " + REPLACE
+        if node is None and any(None in spec.shape[1:] for spec in self._inputs):
+            message = f"the sizes of the input are open, so the rounding error of the {program} program is not known"
+            return Refused([Refusal("LIP018", "", "", message, "export the model once more with fixed sizes")])
         if node is None:
             message = f"the rounding error of the {program} program is not known"
             return Refused([Refusal("LIP018", "", "", message, hint)])

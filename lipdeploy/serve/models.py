@@ -416,7 +416,7 @@ class Repository:
         unexpected = None if isinstance(error, LipdeployError) else error
         event(
             "load failed", logging.ERROR, unexpected, model=slot.name, version=slot.version, reason=message,
-            code=getattr(error, "code", ""), kept=slot.model is not None,
+            code=getattr(error, "code", ""), hint=getattr(error, "hint", ""), kept=slot.model is not None,
         )  # fmt: skip
         if slot.model is None:
             slot.state, slot.reason, slot.error, slot.proven = UNAVAILABLE, message, error, 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,8 @@ class Protocol(HttpToolsProtocol):
     _header_bytes = 0
     _body_follows = False
     _short: Any = None
+    _piece = b""  # what is being parsed
+    _again: bytes | None = None  # what to parse next
 
     def connection_made(self, transport: Any) -> None:
         """A connection owes a request from its first moment."""
@@ -37,10 +40,32 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrived; a request that they leave without an end takes the long way, which can wait for it."""
-        super().data_received(data)
+        rest: bytes | None = data
+        while rest is not None:
+            self._piece, self._again = rest, None
+            super().data_received(rest)
+            rest = self._again
+        self._piece = b""
         cycle, self._short = self._short, None
         if cycle is not None:
             self._start_task(cycle, self.app)
+
+    @property
+    def _offers_upgrade(self) -> bool:
+        """Whether the client would like to speak HTTP/2 or WebSocket, as Java's does with every first request."""
+        return bool(self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """We stay with HTTP/1.1. The parser wants no body after such an offer: it reads the request without it."""
+        upgrade = sys.exc_info()[1]  # uvicorn calls this where it catches the parser's word
+        if not isinstance(upgrade, httptools.HttpParserUpgrade) or not self._offers_upgrade:
+            return
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self._again = b"\r\n".join((*lines, b"", self._piece[upgrade.args[0] :]))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_message_begin(self) -> None:
         """Start counting."""
@@ -62,12 +87,16 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request is on its way."""
+        if self._offers_upgrade:
+            return
         self.begun, self._body_follows = None, True
         super().on_headers_complete()
         self._body_follows = False
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        if self._offers_upgrade:
+            return
         super().on_message_complete()
         self._answer_shortly()
 
@@ -78,11 +107,20 @@ class Protocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self.pipeline:  # not from here: a thousand requests with a wrong word would be a thousand calls deep
+            self.loop.call_soon(self._start_next)
         else:
+            self.flow.resume_reading()
             self.rested = self.loop.time()
+
+    def _start_next(self) -> None:
+        """Go on with the oldest request that waits. More is read only behind the last: nobody makes us keep a heap."""
+        if self.transport.is_closing() or not self.pipeline:
+            return
+        waiting = self.pipeline.pop()
+        if not self.pipeline:
+            self.flow.resume_reading()
+        self._start_asgi_task(*waiting)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size

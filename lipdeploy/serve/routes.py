@@ -6,6 +6,7 @@ import functools
 
 GET, POST = ("GET", "HEAD"), ("POST",)
 CACHED_PATHS = 1024
+LONGEST_CACHED = 256  # characters: strangers choose paths, and we keep them
 
 
 class Route:
@@ -38,9 +39,12 @@ MODEL_ROUTES = {
 ADMIN_ROUTES = frozenset({"load", "unload"})
 
 
-@functools.lru_cache(maxsize=CACHED_PATHS)
 def route(path: str) -> Route | None:
     """The route of a path below the app's root; ``None``: there is nothing."""
+    return _known(path) if len(path) <= LONGEST_CACHED else _read(path)
+
+
+def _read(path: str) -> Route | None:
     plain = PLAIN.get(path)
     if plain is not None:
         return plain
@@ -59,3 +63,6 @@ def route(path: str) -> Route | None:
         return None
     name, methods = MODEL_ROUTES[action]
     return Route(name, methods, words[3], version)
+
+
+_known = functools.lru_cache(maxsize=CACHED_PATHS)(_read)

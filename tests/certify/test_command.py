@@ -95,6 +95,16 @@ def test_exit_codes(words: tuple[str, ...], code: int, cli: Cli, dense: Path, da
     assert (result.out == "") == (code in (2, 3) or "--max-lipschitz" in words)
 
 
+def test_a_missed_share_says_where_and_by_how_much(cli: Cli, dense: Path, data: Path) -> None:
+    result = cli("certify", dense, data, "--epsilon", "0.1", "--epsilon", "0", "--min-certified", "99.9", "--json")
+    shares = {line["epsilon"]: line["certified_accuracy"] for line in result.document["at"]}
+    missed = [epsilon for epsilon, share in shares.items() if share < 0.999]
+    said = [line for line in result.err.splitlines() if "below the 99.9 % that were asked for" in line]
+    assert len(said) == len(missed) > 0
+    assert all(f"ℓ2 {epsilon:g} is " in line for epsilon, line in zip(missed, said, strict=True))
+    assert cli("certify", dense, data, "--epsilon", "0.1", "--min-certified", "1").err == ""
+
+
 def test_refusals_and_wrong_certificates(cli: Cli, dense: Path, data: Path, tmp_path: Path) -> None:
     from tests.cli.conftest import UNKNOWN, write_model
 

@@ -1,7 +1,8 @@
 """Change one byte of a certified file, or of its certificate, and nothing passes as verified.
 
 The model's certificate lies beside it. Every position is changed at least once; the verdict may be "integrity" or
-"refused", or there may be no model left to read (InputError). A crash is a failure too.
+"refused", or there may be no model left to read (InputError). A crash is a failure too. The search that is guided by
+coverage is ``make fuzz`` (tools/fuzz/verify.py).
 """
 
 from __future__ import annotations

@@ -592,6 +592,14 @@ def test_a_bound_that_swallows_every_margin_is_no_guarantee(parse):
     assert (adaptive.radius > 0).any()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_open_sizes_are_named_as_the_reason(parse, mode):
+    graph = "g (float[N,2,H,W] x) => (float[N,2] y) { h = GlobalMaxPool(x)\n y = Flatten(h) }"
+    with pytest.raises(Refused, match=r"LIP018 the sizes of the input are open") as refusal:
+        CertifiedSession(parse(graph).SerializeToString(), certify=mode)
+    assert "fixed sizes" in refusal.value.hint
+
+
 def test_idle_threads_may_sleep(linear):
     for spinning, value in ((True, "1"), (False, "0")):
         session = CertifiedSession(linear([[1, 0, 0], [0, 1, 0]]), threads=2, spinning=spinning)

@@ -169,7 +169,7 @@ def test_fail_fast_ends_with_the_contracts_code(tmp_path: Path, text: str, optio
         assert server.wait() == code
     with serving(path, *options) as server:  # without it: it stays, and never says ready
         _, port = server.listening()
-        server.event("load failed")
+        assert server.event("load failed")["hint"]
         assert ask(port, "GET", "/v2/health/live").status == 200
         assert ask(port, "GET", "/v2/health/ready").status == 503
         assert server.stop() == 0

@@ -158,3 +158,46 @@ def test_much_json_is_read_beside_the_loop(net: Client, monkeypatch: pytest.Monk
 
 async def _thread() -> threading.Thread:
     return threading.current_thread()
+
+
+@pytest.mark.parametrize("count", [40, 2000])
+def test_requests_that_fail_at_once_are_not_answered_inside_one_another(shared: int, count: int) -> None:
+    """A thousand behind one that waits were a thousand calls deep; the connection hung, and held up the drain."""
+    good, bad = b"".join(written("POST", INFER, [], JSON)), b"".join(written("POST", INFER, [], b"{}"))
+    connection = Connection(shared)
+    connection.socket.settimeout(20)
+    threading.Thread(target=connection.socket.sendall, args=(good + count * bad + good,), daemon=True).start()
+    assert [connection.answer().status for _ in range(count + 2)] == [200, *[400] * count, 200]
+    connection.close()
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket"])
+def test_an_upgrade_that_is_offered_is_not_taken_and_loses_nothing(shared: int, offer: str) -> None:
+    """Java's client offers HTTP/2 with every first request; the parser then says that there is no body."""
+    headers = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", offer), ("HTTP2-Settings", "AAEAAEAA")]
+    head, body = written("POST", INFER, headers, JSON)
+    plain = b"".join(written("POST", INFER, [], JSON))
+    expected = answered(shared, plain)
+    for pieces in ([head + body], [head, body], [head[:40], head[40:] + body[:9], body[9:]]):
+        assert answered(shared, *pieces)[2] == expected[2]
+    connection = Connection(shared)
+    connection.socket.sendall(head + body + head + body + plain)
+    assert [connection.answer().body for _ in range(3)] == [expected[2]] * 3
+    connection.close()
+
+
+def test_an_upgrade_does_not_smuggle_a_second_length(shared: int) -> None:
+    headers = [("Connection", "Upgrade"), ("Upgrade", "h2c"), ("Content-Length", "5")]
+    assert answered(shared, b"".join(written("POST", INFER, headers, JSON)))[0] == 400
+
+
+def test_long_paths_are_not_kept() -> None:
+    from lipdeploy.serve import routes
+
+    routes._known.cache_clear()
+    for number in range(2 * routes.CACHED_PATHS):
+        assert routes.route(f"/v2/models/{number}{'x' * routes.LONGEST_CACHED}/infer") is not None
+    assert routes._known.cache_info().currsize == 0
+    for number in range(2 * routes.CACHED_PATHS):
+        assert routes.route(f"/v2/models/{number}/infer") is not None
+    assert routes._known.cache_info().currsize == routes.CACHED_PATHS

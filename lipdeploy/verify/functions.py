@@ -42,6 +42,8 @@ def inlined(proto: ModelProto) -> ModelProto:
 def check_bodies(proto: ModelProto, element_types: Iterable[int]) -> None:
     """Refuse (LIP007) a lipdeploy function that is not, byte for byte, the generated one."""
     stated = {function.name: function for function in proto.functions if function.domain == DOMAIN}
+    if not stated and all(node.domain != DOMAIN for node in _nodes(proto.graph.node)):
+        return  # imported perhaps, but of no meaning: ONNX Runtime writes every operator set that its process knows
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     if versions.get(DOMAIN, VERSION) != VERSION or (stated and DOMAIN not in versions):
         raise _refused("LIP020", DOMAIN, f"opset import of '{DOMAIN}' is {versions.get(DOMAIN)}, known is {VERSION}")

@@ -79,6 +79,18 @@ def test_a_missing_or_other_version_of_the_domain_is_refused() -> None:
         assert codes(proto) == ["LIP020"]
 
 
+@pytest.mark.parametrize("version", [0, 2, 1000])
+def test_an_import_counts_only_where_it_is_used(version: int) -> None:
+    """ONNX Runtime writes every operator set that its process knows, ours as version 1000 (seen with 1.31)."""
+    plain = model("g (float[N, 2] x) => (float[N, 2] y) { y = Relu(x) }", imports={"lipdeploy": version})
+    assert bound(plain) >= 1
+    imports = f'opset_import: ["": 20, "lipdeploy": {version}]'
+    block = f'<domain: "f", {imports}> Block (x) => (y) {{ y = lipdeploy.GroupSort<group_size = 2>(x) }}'
+    assert "LIP020" in codes(model(GRAPH, imports={"lipdeploy": version}))
+    called = "g (float[N, 2] x) => (float[N, 2] y) { y = f.Block(x) }" + block
+    assert "LIP020" in codes(model(called, imports={"lipdeploy": version, "f": 1}))
+
+
 def test_the_lie_hides_behind_another_function() -> None:
     """A foreign function calls our operator; after inlining the lying body would be what runs."""
     text = (

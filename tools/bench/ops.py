@@ -470,6 +470,9 @@ def machine() -> str:
     )
 
 
+COLOURS = 10  # of a figure, before they begin again
+
+
 def draw(shares: dict[str, list[tuple[float, float]]], picture: Path) -> None:
     """Share of the copy's bandwidth over the size, as a PNG; left out where matplotlib is not installed."""
     try:
@@ -481,12 +484,12 @@ def draw(shares: dict[str, list[tuple[float, float]]], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
-    for name, points in shares.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    for number, (name, points) in enumerate(shares.items()):
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="--" if number >= COLOURS else "-")
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="MiB of input (float32)", ylabel="kernel's share of a copy's bandwidth")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=130, bbox_inches="tight")
     print(f"\n{picture}")

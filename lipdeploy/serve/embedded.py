@@ -11,8 +11,9 @@ import numpy as np
 from lipdeploy.errors import InputError
 from lipdeploy.runtime.inputs import feeds_for
 from lipdeploy.runtime.prediction import checked_epsilon
+from lipdeploy.serve.columns import Rows
 from lipdeploy.serve.metrics import Metrics
-from lipdeploy.serve.models import ModelVersion, Rows
+from lipdeploy.serve.models import ModelVersion
 from lipdeploy.serve.oip import read_parameters
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.settings import Settings

@@ -21,8 +21,9 @@ from lipdeploy.serve import oip
 from lipdeploy.serve.batcher import Part, Ticket
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.metrics import Metrics, Snapshot
-from lipdeploy.serve.models import READY, ModelVersion, Repository
+from lipdeploy.serve.models import ModelVersion
 from lipdeploy.serve.problems import RequestProblem, bad, of_failure
+from lipdeploy.serve.repository import READY, Repository
 from lipdeploy.serve.settings import Settings
 
 Array = np.ndarray[Any, Any]

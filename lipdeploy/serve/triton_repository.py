@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.errors import InputError
-from lipdeploy.serve.models import CLASS_OUTPUTS
+from lipdeploy.serve.columns import CLASS_OUTPUTS
 from lipdeploy.serve.oip import datatype_of
 from lipdeploy.serve.packages import Contents, Files
 

@@ -17,6 +17,7 @@ from lipdeploy.verify.operator_norm import Convolution, ProofFailed
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.operator_norm.symbol import Symbol, every_frequency_up
 from lipdeploy.verify.rounding import div_up, sqrt_up
+from lipdeploy.verify.rules.windows import transposed_windows
 from lipdeploy.verify.step import Step
 
 
@@ -76,24 +77,12 @@ def transposed_convolution(call: Call) -> list[Step]:
     _check_kernel(call, kernel, groups)
     if kernel.shape[0] != flow.shape[0] or kernel.shape[0] % groups:
         raise call.refuse("LIP013", f"kernel {list(kernel.shape)} in {groups} groups meets {list(stated(flow.shape))}")
-    if "output_shape" in call.attributes or call.string("auto_pad", "NOTSET") != "NOTSET":
-        raise call.refuse("LIP002", "state pads and output_padding instead of output_shape or auto_pad")
-    channels, axes = kernel.shape[1] * groups, len(flow.shape) - 1
+    channels, layout = kernel.shape[1] * groups, transposed_windows(call, kernel.shape[2:])
     _check_bias(call, channels)
-    strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
-    pads, extra = call.integers("pads", (0,) * 2 * axes), call.integers("output_padding", (0,) * axes)
-    if {len(strides), len(dilations), len(extra), len(pads) / 2} != {axes}:
-        raise call.refuse("LIP013", f"strides, dilations, pads and output_padding do not fit {axes} axes")
-    if min((*pads, *extra, *(s - 1 for s in strides), *(d - 1 for d in dilations)), default=0) < 0:
-        raise call.refuse("LIP002", "negative pads, strides or dilations")
-    grows = [
-        (k - 1) * d + 1 - s + e - pads[i] - pads[i + axes]
-        for i, (s, k, d, e) in enumerate(zip(strides, kernel.shape[2:], dilations, extra, strict=True))
-    ]
-    shape = tuple(map(_stretched, flow.shape[1:], strides, grows))
+    shape = tuple(map(_stretched, flow.shape[1:], layout.strides, layout.grows))
     if min((size for size in shape if not isinstance(size, OpenSize)), default=1) < 1:
         raise call.refuse("LIP013", f"the output would have size {list(stated(shape))}")
-    gains = _any_size(call, kernel, groups, strides, dilations, adjoint=True)
+    gains = _any_size(call, kernel, groups, layout.strides, layout.dilations, adjoint=True)
     return [Step((channels, *shape), (gains,), "convolution, any size")]
 
 

@@ -8,7 +8,6 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,7 @@ sys.path.insert(0, str(TOOLS))
 import demo_data  # noqa: E402  (tools/ is not a package)
 import training  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def torch_settings() -> Iterator[None]:
-    """Training pins torch to one thread and to deterministic algorithms; other tests must not notice."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

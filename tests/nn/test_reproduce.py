@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,7 @@ from common import Options, once, orthonormal  # noqa: E402
 
 import build as zoo  # noqa: E402  (tools/ is not a package)
 
-
-@pytest.fixture(autouse=True)
-def torch_settings() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("torch_settings")
 
 
 def crumb(script, folder: Path, monkeypatch, *more: str, **fewer) -> dict:

@@ -359,7 +359,7 @@ def serve(model: str, mode: str) -> int:
 
 def bare_run(self: Any, feeds: Any, epsilon: float | None) -> Any:
     """A batch of the float32 program: labels, and no promise."""
-    from lipdeploy.serve.models import Rows
+    from lipdeploy.serve.columns import Rows
 
     logits = self.session.run(None, feeds)[0]
     return Rows(Uncertified(logits.argmax(axis=1), np.zeros(len(logits))))

@@ -16,7 +16,7 @@ from lipdeploy.verify.operator_norm.sums import Array, largest
 from lipdeploy.verify.rounding import add_up, div_up, down, mul_up
 from lipdeploy.verify.rules.arithmetic import repeated, scaled, vector_norms
 from lipdeploy.verify.rules.registry import rule
-from lipdeploy.verify.rules.windows import Windows, windows
+from lipdeploy.verify.rules.windows import Windows, transposed_windows, windows
 from lipdeploy.verify.step import Rounding, Step
 
 
@@ -119,25 +119,12 @@ def conv_transpose(call: Call) -> Step:
     _check_kernel(call, kernel, flow.shape, groups)
     if kernel.shape[0] != flow.shape[0] or kernel.shape[0] % groups:
         raise call.refuse("LIP013", f"kernel {list(kernel.shape)} in {groups} groups meets {flow.shape[0]} channels")
-    if call.attributes.keys() & {"output_shape"} or call.string("auto_pad", "NOTSET") != "NOTSET":
-        raise call.refuse("LIP002", "state pads and output_padding instead of output_shape or auto_pad")
-    axes = len(flow.shape) - 1
-    strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
-    pads, extra = call.integers("pads", (0,) * 2 * axes), call.integers("output_padding", (0,) * axes)
-    if {len(strides), len(dilations), len(extra), len(pads) / 2} != {axes}:
-        raise call.refuse("LIP013", f"strides, dilations, pads and output_padding do not fit {axes} axes")
-    if min((*pads, *extra, *(s - 1 for s in strides), *(d - 1 for d in dilations)), default=0) < 0:
-        raise call.refuse("LIP002", "negative pads, strides or dilations")
-    size = tuple(
-        (n - 1) * s + (k - 1) * d + 1 + e - pads[i] - pads[i + axes]
-        for i, (n, s, k, d, e) in enumerate(
-            zip(flow.shape[1:], strides, kernel.shape[2:], dilations, extra, strict=True)
-        )
-    )
+    layout = transposed_windows(call, kernel.shape[2:])
+    size = tuple(n * s + grows for n, s, grows in zip(flow.shape[1:], layout.strides, layout.grows, strict=True))
     if min(size, default=1) < 1:
         raise call.refuse("LIP013", f"the output would have size {list(size)}")
     check_shape(call, size)
-    window = Windows(size, flow.shape[1:], tuple((pads[i], pads[i + axes]) for i in range(axes)), strides, dilations)
+    window = Windows(size, flow.shape[1:], layout.pads, layout.strides, layout.dilations)
     operator = _convolution(call, kernel, window, groups, size, flow.shape[1:])
     channels = kernel.shape[1] * groups
     bias = _channel_bias(call, channels, math.prod(size))

@@ -20,6 +20,35 @@ class Windows:
     dilations: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class TransposedWindows:
+    """Windows of a ConvTranspose: an image of size n becomes one of n·stride + ``grows``; ``pads`` as (begin, end)."""
+
+    pads: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    grows: tuple[int, ...]
+
+
+def transposed_windows(call: Call, kernel: tuple[int, ...]) -> TransposedWindows:
+    """Read the window attributes of a ConvTranspose, whatever the image's size."""
+    if "output_shape" in call.attributes or call.string("auto_pad", "NOTSET") != "NOTSET":
+        raise call.refuse("LIP002", "state pads and output_padding instead of output_shape or auto_pad")
+    axes = len(kernel)
+    strides, dilations = call.integers("strides", (1,) * axes), call.integers("dilations", (1,) * axes)
+    pads, extra = call.integers("pads", (0,) * 2 * axes), call.integers("output_padding", (0,) * axes)
+    if {len(strides), len(dilations), len(extra), len(pads) / 2} != {axes}:
+        raise call.refuse("LIP013", f"strides, dilations, pads and output_padding do not fit {axes} axes")
+    if min((*pads, *extra, *(s - 1 for s in strides), *(d - 1 for d in dilations)), default=0) < 0:
+        raise call.refuse("LIP002", "negative pads, strides or dilations")
+    pairs = tuple((pads[i], pads[i + axes]) for i in range(axes))
+    grows = tuple(
+        (k - 1) * d + 1 - s + e - sum(pair)
+        for s, k, d, e, pair in zip(strides, kernel, dilations, extra, pairs, strict=True)
+    )
+    return TransposedWindows(pairs, strides, dilations, grows)
+
+
 def windows(call: Call, image: tuple[int, ...], kernel: tuple[int, ...], *, ceil: bool = False) -> Windows:
     """Read the window attributes of a Conv or a pooling node for one image size.
 

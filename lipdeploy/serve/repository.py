@@ -1,0 +1,228 @@
+"""The models that a server has: verified before they answer, replaced only by something that was verified too."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from lipdeploy.errors import LipdeployError
+from lipdeploy.serve.logs import event
+from lipdeploy.serve.metrics import Metrics
+from lipdeploy.serve.models import ModelVersion
+from lipdeploy.serve.problems import RequestProblem
+from lipdeploy.serve.settings import Settings
+
+Result = TypeVar("Result")
+
+READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
+VERIFYING = "verifying"  # how the reason of a slot begins meanwhile
+
+
+@dataclass
+class Slot:
+    """A name and version: what state it is in, and what answers. ``proven`` is how much of its proof is done, 0 … 1."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+    model: ModelVersion | None = None
+    error: BaseException | None = None
+    since: float = field(default_factory=time.monotonic)
+    proven: float = 0.0
+
+    def watch(self, node: str, fraction: float) -> None:
+        """Note how far the proof is; called on the thread that does it."""
+        self.proven = fraction
+        if self.reason.startswith(VERIFYING):  # not when it was unloaded meanwhile
+            self.reason = f"{VERIFYING}, {fraction:.0%} done, at node '{node}'"
+
+
+class Repository:
+    """Names, versions and states. All methods run on one event loop; building happens on a thread beside it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.sources = {source.name: source for source in settings.models}
+        self.slots: dict[str, dict[str, Slot]] = {name: {} for name in self.sources}
+        self._answering: dict[tuple[str, str | None], ModelVersion] = {}
+        self._building = asyncio.Lock()
+        self._executor = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="infer")
+        self.unloaded: set[str] = set()
+        for source in settings.models:
+            self.slots[source.name]["1"] = Slot(source.name, "1", LOADING, "waiting to be verified")
+
+    # Looking up.
+
+    def model(self, name: str, version: str | None) -> ModelVersion:
+        """What answers; the newest version where none is named. Raises 404 or 503."""
+        model = self._answering.get((name, version))
+        return model if model is not None else self._absent(name, version)
+
+    def _absent(self, name: str, version: str | None) -> ModelVersion:
+        slots = self.known(name)
+        if version is not None and version not in slots:
+            raise RequestProblem(404, f"model '{name}' has no version '{version[:64]}'")
+        slot = slots[version] if version is not None else slots[max(slots, key=int)]
+        raise RequestProblem(503, f"model '{name}' is not ready: {slot.reason}", retry_after=1, reason="not_ready")
+
+    def known(self, name: str) -> dict[str, Slot]:
+        """The versions of a name; raises 404."""
+        slots = self.slots.get(name)
+        if slots is None:
+            raise RequestProblem(404, f"there is no model '{name[:64]}'")
+        return slots
+
+    def slot_list(self) -> Iterator[Slot]:
+        """Every version of every model."""
+        for slots in self.slots.values():
+            yield from slots.values()
+
+    def answering(self) -> list[ModelVersion]:
+        """Every version that answers."""
+        return [model for (_, version), model in self._answering.items() if version is not None]
+
+    @property
+    def failures(self) -> list[BaseException]:
+        """Why models are not there, those that were unloaded on request aside."""
+        return [slot.error for slot in self.slot_list() if slot.error is not None]
+
+    def missing(self) -> list[Slot]:
+        """What stands between this server and ready."""
+        return [slot for slot in self.slot_list() if slot.model is None and slot.name not in self.unloaded]
+
+    # Changing.
+
+    async def load_all(self) -> None:
+        """Load every configured model, one after the other."""
+        for name in self.sources:
+            await self.load(name)
+
+    async def load(self, name: str) -> list[BaseException]:
+        """Read, verify and swap in every version of ``name``, and say what failed. Raises 404.
+
+        A version that is answering goes on doing so until its successor is verified and warm, and for ever when the
+        successor fails. Versions whose file has gone are retired.
+        """
+        self.known(name)
+        async with self._building:
+            self.unloaded.discard(name)
+            try:
+                files = self.sources[name].files()
+            except (LipdeployError, OSError) as error:
+                self._failed(self._slot(name, "1"), error)
+                return [error]
+            self._drop_all_but(name, set(files))
+            for version in files:
+                self._slot(name, version)
+            failures = [await self._load_version(name, version, str(file)) for version, file in files.items()]
+        return [error for error in failures if error is not None]
+
+    async def _load_version(self, name: str, version: str, path: str) -> BaseException | None:
+        slot = self._slot(name, version)
+        slot.reason, slot.since, slot.proven = VERIFYING, time.monotonic(), 0.0
+        if slot.model is None:
+            slot.state = LOADING
+        event("verifying", model=name, version=version, path=path)
+        try:
+            build = partial(ModelVersion, name, version, path, self.settings, self.metrics, self._executor, slot.watch)
+            model = await _beside(build)
+        except Exception as error:
+            self._failed(slot, error)
+            return error
+        if name not in self.unloaded:  # or someone has changed their mind meanwhile
+            self._swap(slot, model)
+        return None
+
+    def _swap(self, slot: Slot, model: ModelVersion) -> None:
+        if slot.model is not None:  # requests that it accepted hold on to it until they are answered
+            self.metrics.certificate.drop(slot.name, slot.version)
+        slot.model, slot.state, slot.reason, slot.error = model, READY, "", None
+        session = model.session
+        bound, provider = model.parameters["lipdeploy_lipschitz_bound"], session.providers[0]
+        labels = (model.sha256, bound, session.norm, session.guarantee, provider)
+        self.metrics.certificate.labelled(slot.name, slot.version, *labels).value = 1.0
+        self.metrics.verify_seconds.labelled(slot.name, slot.version).value = model.loaded_seconds
+        self._refresh(slot.name)
+        event(
+            "ready", model=slot.name, version=slot.version, certificate=model.sha256, bound=bound, norm=session.norm,
+            seconds=round(model.loaded_seconds, 3),
+        )  # fmt: skip
+
+    def _failed(self, slot: Slot, error: BaseException) -> None:
+        message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+        unexpected = None if isinstance(error, LipdeployError) else error
+        event(
+            "load failed", logging.ERROR, unexpected, model=slot.name, version=slot.version, reason=message,
+            code=getattr(error, "code", ""), hint=getattr(error, "hint", ""), kept=slot.model is not None,
+        )  # fmt: skip
+        if slot.model is None:
+            slot.state, slot.reason, slot.error, slot.proven = UNAVAILABLE, message, error, 0.0
+        else:
+            slot.reason = f"still the old one; reload failed: {message}"
+        self._refresh(slot.name)
+
+    def unload(self, name: str) -> None:
+        """Stop offering ``name``; requests that were accepted are still answered. Raises 404."""
+        self.known(name)
+        self.unloaded.add(name)
+        for slot in self.slots[name].values():
+            slot.model, slot.state, slot.reason, slot.error = None, UNAVAILABLE, "unloaded", None
+            self.metrics.certificate.drop(name, slot.version)
+        self._refresh(name)
+        event("unloaded", model=name)
+
+    def _drop_all_but(self, name: str, versions: set[str]) -> None:
+        for version in set(self.slots[name]) - versions:
+            del self.slots[name][version]
+            self.metrics.certificate.drop(name, version)
+            self.metrics.ready.drop(name, version)
+        self._refresh(name)
+
+    def _slot(self, name: str, version: str) -> Slot:
+        return self.slots[name].setdefault(version, Slot(name, version, LOADING, "waiting to be verified"))
+
+    def _refresh(self, name: str) -> None:
+        """What requests find: every ready version, and the newest of them under no version."""
+        for key in [key for key in self._answering if key[0] == name]:
+            del self._answering[key]
+        slots = self.slots[name]
+        for version in sorted(slots, key=int):
+            model = slots[version].model
+            self.metrics.ready.labelled(name, version).value = float(model is not None)
+            if model is not None:
+                self._answering[name, version] = self._answering[name, None] = model
+
+
+async def _beside(work: Callable[[], Result]) -> Result:
+    """Run ``work`` on a thread that does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def target() -> None:
+        result, problem = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            problem = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, problem)
+
+    threading.Thread(target=target, name="verify", daemon=True).start()
+    return await future

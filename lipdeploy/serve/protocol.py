@@ -204,6 +204,10 @@ class Protocol(HttpToolsProtocol):
         """Whether no request is being read or answered."""
         return self.cycle is None or (self.cycle.response_complete and not self.pipeline)
 
+    def expected(self, within: float) -> bool:
+        """Whether a request may be on its way: its connection, or its first bytes, are younger than ``within`` s."""
+        return self.begun is not None and self.loop.time() - self.begun < within
+
     def too_slow(self) -> bool:
         """Whether the headers of a request have been arriving for too long."""
         return self.begun is not None and self.idle and self.loop.time() - self.begun > HEADER_SECONDS

@@ -293,9 +293,14 @@ class Server(uvicorn.Server):
         return Protocol(config=self.config, server_state=self.server_state, app_state={})
 
     def _close_idle(self) -> None:
-        """Close connections that carry no request, not even one that the kernel has and we have not read."""
+        """Close connections that carry no request, not even one that the kernel has and we have not read.
+
+        A client that has only just connected may be about to send one.
+        """
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Protocol) and connection.idle and not _unread(connection.transport):
+            if not isinstance(connection, Protocol) or not connection.idle or connection.expected(QUIET_SECONDS):
+                continue
+            if not _unread(connection.transport):
                 connection.transport.close()
 
 

@@ -88,6 +88,22 @@ def test_no_accepted_request_is_lost(net: Path, keep_alive: bool) -> None:
     assert not [line for line in server.lines if line["event"] == "drain ended early"]
 
 
+def test_who_has_just_connected_is_waited_for(net: Path) -> None:
+    """A client between its connect and its first byte, or in the middle of its headers, has not gone idle."""
+    with serving(net, "--threads", 1) as server:
+        _, port = server.listening()
+        server.event("ready")
+        silent, halfway = Connection(port), Connection(port)
+        halfway.socket.sendall(b"GET /v2/health/live HTTP/1.1\r\n")
+        server.signal(signal.SIGINT)
+        server.event("draining")
+        time.sleep(0.1)
+        assert silent.ask("POST", INFER, BODY).status == 200
+        halfway.socket.sendall(b"Host: localhost\r\n\r\n")
+        assert halfway.answer().status == 200
+        assert server.wait() == 0
+
+
 def test_an_idle_server_ends_soon(net: Path) -> None:
     with serving(net, "--threads", 1) as server:
         _, port = server.listening()

@@ -6,6 +6,7 @@ array is accepted for a float32 input only when float32 holds every one of its v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,21 @@ def flattened(feeds: Mapping[str, Array]) -> Array:
     if len(rows) == 1:
         return rows[0]
     return np.concatenate(rows, axis=1) if rows else np.zeros((0, 0))
+
+
+def widened(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Floating-point inputs in float64, which is exact; the others as they are."""
+    return {name: array.astype(np.float64, copy=False) if _is_float(array) else array for name, array in feeds.items()}
+
+
+def values_per_row(specs: Sequence[TensorSpec]) -> int:
+    """How many values a sample has; 0 where that changes from call to call."""
+    return sum(math.prod(size or 0 for size in spec.shape[1:]) for spec in specs)
+
+
+def values_in_a_row(feeds: Mapping[str, Array]) -> int:
+    """How many values a sample of this call has."""
+    return sum(math.prod(array.shape[1:]) for array in feeds.values())
 
 
 def probe_feeds(specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -154,3 +170,7 @@ def _within(array: Array, low: int, high: int) -> Array:
     if info.max > high:
         inside &= array <= high
     return inside
+
+
+def _is_float(array: Array) -> bool:
+    return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import os
@@ -15,9 +14,18 @@ import onnxruntime
 
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.runtime import engine as engines
+from lipdeploy.runtime.answered import Answered, agreeing, columns, named, scores
 from lipdeploy.runtime.double import double_model, elements_per_row
 from lipdeploy.runtime.engine import Engine
-from lipdeploy.runtime.inputs import check_finite, feeds_for, flattened, probe_feeds
+from lipdeploy.runtime.inputs import (
+    check_finite,
+    feeds_for,
+    flattened,
+    probe_feeds,
+    values_in_a_row,
+    values_per_row,
+    widened,
+)
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary, find_library
 from lipdeploy.runtime.native import Native, native_answers, native_of, native_rule
 from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
@@ -36,7 +44,6 @@ Array = np.ndarray[Any, Any]
 MODES = ("f64", "adaptive", "f32", "network")
 GUARANTEES = {"f64": "deployed", "adaptive": "deployed", "f32": "deployed", "network": "network"}
 REPLACE = "replace the operator (Tanh, Gelu, Softplus, splines and sorting are answered); verify still proves the bound"
-Answered = tuple[CertifiedRows, Array, Array]
 BYTES_PER_RUN = 256 * 2**20  # the float64 program holds every window of a convolution at once
 
 
@@ -96,7 +103,7 @@ class CertifiedSession:
         self._native: Native | None = native_of(self.library)
         self._radius_rule, self._stored_rule = (native_rule(rule, self._native) for rule in self._radius_rules())
         self._single = all(spec.dtype != np.float64 for spec in self._inputs)  # every input value is a float32 number
-        self._input_size = _values_per_row(self._inputs)
+        self._input_size = values_per_row(self._inputs)
         plain = len(self._inputs) == 1 and self._inputs[0].dtype == np.float32 and norm_pair(norm)[0] is Norm.L2
         self._plain_input = self._inputs[0].name if plain else None
         float32s = {"adaptive": self._stored_rule, "f32": self._radius_rule}.get(certify)
@@ -205,7 +212,7 @@ class CertifiedSession:
             lipschitz_bound=self.lipschitz_bound,
             guarantee=self.guarantee,
             epsilon=None if epsilon is None else wanted,
-            input_size=self._input_size or _values_in_a_row(feeds),
+            input_size=self._input_size or values_in_a_row(feeds),
             certificate_sha256=self.certificate_sha256,
         )
 
@@ -260,7 +267,7 @@ class CertifiedSession:
         standard = self._engine.open_to_compare(wide, "float64 program in standard operators")
         feeds = probe_feeds(self._inputs)
         norms = input_norm_up(flattened(feeds), self.norm)
-        expected = _rows(engines.run(standard, self._output, _widened(feeds)), feeds)
+        expected = scores(engines.run(standard, self._output, widened(feeds)), feeds)
         apart = np.abs(self._double_logits(feeds, self._heads) - expected).max(axis=1)
         if np.any((norms <= error.x_max) & ~(apart <= 2.0 * (error.c0 + error.c1 * norms) * (1.0 + 1e-9))):
             path = self.library.path if self.library else ""
@@ -334,7 +341,7 @@ class CertifiedSession:
             array, norms = self._native.widened(feeds[self._plain_input])
             wide = {self._plain_input: array}
         else:
-            wide = _widened(feeds)
+            wide = widened(feeds)
             rows = flattened(wide)
             norms = input_norm_up(rows, self.norm, single=self._single) if len(rows) else np.zeros(0)
         if not math.isfinite(np.add.reduce(norms)):
@@ -356,14 +363,14 @@ class CertifiedSession:
         given = feeds[self._plain_input]
         if not len(given):
             return None
-        scores = engines.run(self._stored, self._output, feeds)
-        found = self._at_once.rows(given, scores, wanted)
+        raw = engines.run(self._stored, self._output, feeds)
+        found = self._at_once.rows(given, raw, wanted)
         if found is None:
             return None
         rows, norms, unsure = found
-        logits = scores.astype(np.float64)
+        logits = raw.astype(np.float64)
         if not unsure or self.certify == "f32":
-            return rows, logits, _named("f32", logits)
+            return rows, logits, named("f32", logits)
         return self._escalated(feeds, norms, pairwise, wanted, rows, logits)
 
     def _certified(self, feeds: dict[str, Array], pairwise: Array, wanted: float) -> Answered:
@@ -373,16 +380,16 @@ class CertifiedSession:
         assert rule is not None  # there are class bounds
         if self.certify == "f64" or (self.certify == "adaptive" and self._stored_rule is None):
             logits = self._double_logits(wide, pairwise)
-            return rule.rows(logits, norms), logits, _named("f64", logits)
+            return rule.rows(logits, norms), logits, named("f64", logits)
         logits = self._stored_logits(feeds, pairwise)
         if self.certify == "adaptive":
             assert self._stored_rule is not None
             rows = self._stored_rule.rows(logits, norms)
             return self._escalated(wide, norms, pairwise, wanted, rows, logits)
         if self.certify == "f32":
-            return rule.rows(logits, norms), logits, _named("f32", logits)
+            return rule.rows(logits, norms), logits, named("f32", logits)
         exact = rule.rows(self._double_logits(wide, pairwise), norms)
-        return _agreeing(exact, logits), logits, _named("f32", logits)
+        return agreeing(exact, logits), logits, named("f32", logits)
 
     def _escalated(
         self, feeds: dict[str, Array], norms: Array, pairwise: Array, wanted: float, rows: CertifiedRows, logits: Array
@@ -392,15 +399,15 @@ class CertifiedSession:
         assert rule is not None  # there are class bounds
         rest = ~(rows.radius >= wanted) if wanted > 0.0 else ~(rows.radius > 0.0)
         if not rest.any():
-            return rows, logits, _named("f32", logits)
+            return rows, logits, named("f32", logits)
         if rest.all():
             logits = self._double_logits(feeds, pairwise)
-            return rule.rows(logits, norms), logits, _named("f64", logits)
+            return rule.rows(logits, norms), logits, named("f64", logits)
         again = self._double_rows(feeds, rest, pairwise)
         escalated = rule.rows(again, norms[rest])
-        program = _named("f32", logits).copy()
+        program = named("f32", logits).copy()
         logits[rest], program[rest] = again, "f64"
-        for old, new in zip(_columns(rows), _columns(escalated), strict=True):
+        for old, new in zip(columns(rows), columns(escalated), strict=True):
             old[rest] = new
         return rows, logits, program
 
@@ -413,44 +420,21 @@ class CertifiedSession:
     def _stored_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
         if not len(next(iter(feeds.values()))):
             return np.zeros((0, len(pairwise)))
-        return _rows(engines.run(self._stored, self._output, feeds), feeds)
+        return scores(engines.run(self._stored, self._output, feeds), feeds)
 
     def _double_logits(self, feeds: dict[str, Array], pairwise: Array) -> Array:
         """Logits of the float64 program, a bounded number of rows at a time."""
         assert self._double is not None
-        wide = _widened(feeds)
+        wide = widened(feeds)
         count = len(next(iter(wide.values())))
         step = self._rows_per_run if self._inputs[0].shape[0] is None else max(count, 1)
         if 0 < count <= step:
-            return _rows(engines.run(self._double, self._output, wide), wide)
+            return scores(engines.run(self._double, self._output, wide), wide)
         parts = [np.zeros((0, len(pairwise)))]
         for start in range(0, count, step):
             part = {name: array[start : start + step] for name, array in wide.items()}
-            parts.append(_rows(engines.run(self._double, self._output, part), part))
+            parts.append(scores(engines.run(self._double, self._output, part), part))
         return np.concatenate(parts)
-
-
-def _widened(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: array.astype(np.float64, copy=False) if _is_float(array) else array for name, array in feeds.items()}
-
-
-def _named(program: str, logits: Array) -> Array:
-    """The program's name for every row; what is short comes ready made, and then cannot be written to."""
-    return _NAMES[program][: len(logits)] if len(logits) <= READY_NAMES else np.full(len(logits), program)
-
-
-def _ready_names(program: str) -> Array:
-    names = np.full(READY_NAMES, program)
-    names.flags.writeable = False
-    return names
-
-
-READY_NAMES = 4096
-_NAMES = {program: _ready_names(program) for program in ("f32", "f64")}
-
-
-def _columns(rows: CertifiedRows) -> tuple[Array, Array, Array]:
-    return rows.label, rows.margin, rows.radius
 
 
 def _check_options(certify: str, threads: int | None) -> None:
@@ -474,38 +458,6 @@ def _pairwise(verdict: Verdict) -> Array | None:
     if output is not None and bound is not None and len(output.shape) == 2 and output.shape[1] == 1:
         return np.array([[bound.value]])
     return None
-
-
-def _agreeing(exact: CertifiedRows, logits: Array) -> CertifiedRows:
-    """Rows of the real network, labelled by the float32 program; no radius where float32 says or ties otherwise."""
-    if logits.shape[1] == 1:
-        label, strict = (logits[:, 0] > 0.0).astype(np.int64), logits[:, 0] != 0.0
-    else:
-        label = logits.argmax(axis=1) if len(logits) else np.zeros(0, dtype=np.int64)
-        strict = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1) == 1
-    agrees = (label == exact.label) & strict & np.isfinite(logits).all(axis=1)
-    return dataclasses.replace(exact, label=label.astype(np.int64), radius=np.where(agrees, exact.radius, 0.0))
-
-
-def _rows(result: Array, feeds: Mapping[str, Array]) -> Array:
-    """Logits as float64; the number of rows must be that of the input."""
-    count = len(next(iter(feeds.values())))
-    if result.ndim != 2 or len(result) != count:
-        raise IntegrityError(f"{count} rows went in, and the output has shape {result.shape}")
-    return result.astype(np.float64, copy=False)
-
-
-def _is_float(array: Array) -> bool:
-    return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
-
-
-def _values_per_row(specs: Sequence[TensorSpec]) -> int:
-    """How many values a sample has; 0 where that changes from call to call."""
-    return sum(math.prod(size or 0 for size in spec.shape[1:]) for spec in specs)
-
-
-def _values_in_a_row(feeds: Mapping[str, Array]) -> int:
-    return sum(math.prod(array.shape[1:]) for array in feeds.values())
 
 
 def _shown(shape: Sequence[int | None]) -> str:

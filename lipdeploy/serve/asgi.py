@@ -14,12 +14,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lipdeploy.serve import auth, metrics, oip, openapi
+from lipdeploy.serve.bodies import Bodies, Gone, Headers, Message, Receive, Scope, check_body, disconnected
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.problems import RequestProblem, bad
 from lipdeploy.serve.responses import JSON, OCTETS, Field, Response, WrongMethod, json_response, problem_response
@@ -28,11 +29,7 @@ from lipdeploy.serve.service import Pending, Service
 from lipdeploy.serve.settings import Settings, model_sources
 from lipdeploy.serve.tracing import Tracer
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = Mapping[bytes, bytes]
 #: ``respond(status, fields, body, close)``: a whole answer in one piece; false where the client reads too slowly.
 Respond = Callable[[int, Sequence[Field], bytes, bool], bool]
 Surface = Literal["all", "public", "admin"]
@@ -40,7 +37,6 @@ Surface = Literal["all", "public", "admin"]
 HEAD_LENGTH = b"inference-header-content-length"
 ONCE = (HEAD_LENGTH, b"content-length", b"authorization", b"x-api-key")
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-DIGITS = re.compile(rb"\d{1,18}")
 ADMIN_BODY = 64 * 1024
 LOOP_JSON = 128 * 1024  # bytes of JSON that are read on the loop; about a millisecond
 OPEN_ROUTES = frozenset({"live", "ready"})
@@ -73,7 +69,7 @@ class App:
         self._keys, self._admin_keys = auth.Keys(settings.api_keys), auth.Keys(settings.admin_keys)
         self._tracer = Tracer(settings.tracing)
         self._numbers = itertools.count(1)
-        self._arriving_bytes = 0
+        self._bodies = Bodies(settings)
         self._handlers: dict[str, Callable[[Route, Headers, Receive], Awaitable[Response]]] = {
             "server": self._server,
             "live": self._live,
@@ -142,7 +138,7 @@ class App:
                     response = await self._infer(found, exchange, receive)
             else:
                 response = await self._handlers[found.name](found, exchange.headers, receive)
-        except (asyncio.CancelledError, _Gone):
+        except (asyncio.CancelledError, Gone):
             raise_if_cancelled()
             return
         except Exception as error:
@@ -186,7 +182,7 @@ class App:
     def _accepted(self, found: Route, exchange: Exchange, body: bytes | bytearray, gone: Callable[[], bool]) -> Pending:
         headers = exchange.headers
         try:
-            self._check_body(headers, self.service.settings.max_body_bytes, len(body))
+            check_body(headers, self.service.settings.max_body_bytes, len(body))
             request = oip.parse(body, _head_length(headers))
         except RequestProblem as problem:
             self.service.misfit(problem, found.model, found.version)
@@ -226,7 +222,7 @@ class App:
     async def _infer(self, found: Route, exchange: Exchange, receive: Receive) -> Response:
         headers = exchange.headers
         try:
-            body = await self._body(headers, receive, self.service.settings.max_body_bytes)
+            body = await self._bodies.read(headers, receive, self.service.settings.max_body_bytes)
             request = await _parsed(body, _head_length(headers))
         except RequestProblem as problem:
             self.service.misfit(problem, found.model, found.version)
@@ -243,7 +239,7 @@ class App:
     async def _answer_or_disconnect(self, pending: Pending, receive: Receive) -> oip.Answer:
         """The answer; where the host tells of a client that went away, the request leaves the queue."""
         answer = asyncio.ensure_future(self.service.answer(pending))
-        going = asyncio.ensure_future(_disconnect(receive))
+        going = asyncio.ensure_future(disconnected(receive))
         try:
             await asyncio.wait({answer, going}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and not pending.ticket.future.done():
@@ -260,40 +256,6 @@ class App:
             return f"key {key.decode('latin-1')}"
         address = exchange.scope.get("client")
         return f"address {address[0]}" if address else None
-
-    async def _body(self, headers: Headers, receive: Receive, limit: int) -> bytes:
-        expected = self._check_body(headers, limit)
-        cycle = getattr(receive, "__self__", None)
-        if not getattr(cycle, "more_body", True):  # uvicorn has all of it: no timer, no turn of the loop
-            body: bytes = (await receive()).get("body", b"")
-            self._check_body(headers, limit, len(body))
-            return body
-        return await self._arriving(receive, limit, expected)
-
-    @staticmethod
-    def _check_body(headers: Headers, limit: int, size: int = 0) -> int:
-        """How long the body can be. Raises 415 where it is compressed, 413 where it is, or says it is, too long."""
-        encoding = headers.get(b"content-encoding")
-        if encoding is not None and encoding.lower() != b"identity":
-            raise RequestProblem(415, "compressed bodies are not taken")
-        stated = headers.get(b"content-length")
-        if size > limit or (stated is not None and (not DIGITS.fullmatch(stated) or int(stated) > limit)):
-            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
-        return int(stated or limit)
-
-    async def _arriving(self, receive: Receive, limit: int, expected: int) -> bytes:
-        """A body in pieces. All that are arriving at a time may have as many bytes as the queue."""
-        most = self.service.settings.max_queue_bytes
-        if self._arriving_bytes and self._arriving_bytes + expected > most:
-            raise RequestProblem(503, "overloaded: too many large requests at once", retry_after=1, reason="bytes")
-        self._arriving_bytes += expected
-        try:
-            async with asyncio.timeout(self.service.settings.body_seconds):
-                return await _rest(receive, limit)
-        except TimeoutError:
-            raise RequestProblem(408, "the body did not arrive in time", reason="slow") from None
-        finally:
-            self._arriving_bytes -= expected
 
     async def _send(self, exchange: Exchange, response: Response, send: Send) -> None:
         respond = exchange.scope.get("lipdeploy.respond")  # our own server's; any other host has only ``send``
@@ -378,7 +340,7 @@ class App:
         return Response(200, model.certificate, (JSON, (b"etag", tag)))
 
     async def _index(self, found: Route, headers: Headers, receive: Receive) -> Response:
-        body = await self._body(headers, receive, ADMIN_BODY)
+        body = await self._bodies.read(headers, receive, ADMIN_BODY)
         wanted = oip.json_value(body) if body else {}
         only_ready = wanted.get("ready", False) if isinstance(wanted, dict) else None
         if not isinstance(only_ready, bool):
@@ -395,7 +357,7 @@ class App:
 
     async def _no_content(self, headers: Headers, receive: Receive) -> None:
         """Load and unload read what the operator configured; nothing that a request says can change that."""
-        body = await self._body(headers, receive, ADMIN_BODY)
+        body = await self._bodies.read(headers, receive, ADMIN_BODY)
         content = oip.json_value(body) if body else {}
         if not isinstance(content, dict):
             raise bad("the request must be a JSON object")
@@ -443,10 +405,6 @@ def create_app(
     return App(Service(Settings(models=model_sources(words, name), **settings)))
 
 
-class _Gone(Exception):
-    """The client went away while its body was read."""
-
-
 def raise_if_cancelled() -> None:
     """Let a cancelled task end as cancelled; a client that has gone needs no answer."""
     task = asyncio.current_task()
@@ -471,22 +429,3 @@ def _encoded(pending: Pending, answer: oip.Answer) -> Response:
     if head is None:
         return Response(200, payload, (JSON,))
     return Response(200, payload, (OCTETS, (HEAD_LENGTH, b"%d" % head)))
-
-
-async def _rest(receive: Receive, limit: int) -> bytes:
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise RequestProblem(413, f"the body may have at most {limit} bytes", reason="size")
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -192,6 +192,7 @@ struct Spline {
     if (vectors == 1) return finish(0, next);
     Place second = place_of(1);
     for (int64_t i = 2; i < vectors; ++i) {
+      if constexpr (Stream && Lookup::kFetchAhead > 0) __builtin_prefetch(x + (i + Lookup::kFetchAhead) * L);
       const Place third = place_of(i);
       finish(i - 2, next);
       next = second;
@@ -233,6 +234,7 @@ struct Spline {
 
   template <int Count>
   struct InRegisters {
+    static constexpr int64_t kFetchAhead = 0;  // vectors
     TableInRegisters<Element, Count> left, rise;
 
     LIPDEPLOY_INLINE void note(K, int32_t*) const {}
@@ -280,6 +282,7 @@ struct Spline {
 
   template <bool Starts>
   struct InMemory {
+    static constexpr int64_t kFetchAhead = 32;  // saves a twentieth of the time from 64 MiB on
     const Work* values;
     const int32_t* starts;  // where the row of each element of a period starts; not read without Starts
     int64_t period, at;     // `at`: the next element's place in the period

@@ -98,7 +98,7 @@ sanitize: venv        ## the CPU kernels under AddressSanitizer and UndefinedBeh
 	! $(SANITIZED) $(BIN)/python -c $(READS_TOO_MUCH) 2>build/sanitize/expected.txt
 	grep -q heap-buffer-overflow build/sanitize/expected.txt
 	$(SANITIZED) $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_semantics.py \
-	    tests/custom_ops/test_instruction_sets.py -k "$(SANITIZED_TESTS)"
+	    tests/custom_ops/test_instruction_sets.py tests/custom_ops/test_spline_training.py -k "$(SANITIZED_TESTS)"
 
 fuzz: venv            ## coverage-guided fuzzing of the verifier: make fuzz SECONDS=240 (atheris, in an environment of its own)
 	test -x build/fuzz-venv/bin/python || $(PYTHON) -m venv build/fuzz-venv

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+
+from lipdeploy.nn import spline_kernels
 
 INITS = ("identity", "relu", "absolute_value", "maxmin")
 # Float32 sums of K ≤ 1000 steps miss a bound on the slopes by less than this many coefficients per knot spacing.
@@ -93,6 +96,28 @@ def interpolate(x: Tensor, coefficients: Tensor, lower: float, knot_spacing: flo
     return cast(Tensor, y).to(x.dtype)
 
 
+@dataclass(frozen=True)
+class _Formula:
+    """A spline with a scale around it, in torch's operations (``spline_kernels.Formula``)."""
+
+    lower: float
+    knot_spacing: float
+    limit: Tensor | None = None
+
+    def projected(self, coefficients: Tensor) -> Tensor:
+        return coefficients if self.limit is None else _project(coefficients, self.limit)
+
+    def __call__(self, x: Tensor, coefficients: Tensor, scale: Tensor | None, inverse: Tensor | None) -> Tensor:
+        values = self.projected(coefficients)
+        return _around(x, scale, inverse, lambda z: interpolate(z, values, self.lower, self.knot_spacing))
+
+
+def _run(formula: _Formula, x: Tensor, coefficients: Tensor, scale: Tensor | None, inverse: Tensor | None) -> Tensor:
+    if spline_kernels.serves(x, coefficients, scale, inverse):
+        return spline_kernels.apply(formula, x, coefficients, scale, inverse)
+    return formula(x, coefficients, scale, inverse)
+
+
 class LinearSpline(nn.Module):
     """A learnable linear spline per channel, 1-Lipschitz by projection inside ``forward``.
 
@@ -155,8 +180,9 @@ class LinearSpline(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, …) to the same shape."""
         _check_channels(x, self.channels)
-        coefficients, scale, inverse = self.projected_coefficients(), *self._scales()
-        return _scaled(x, scale, inverse, lambda z: interpolate(z, coefficients, self.lower, self.knot_spacing))
+        if not self.training:
+            return _run(_Formula(self.lower, self.knot_spacing), x, self.projected_coefficients(), *self._scales())
+        return _run(_Formula(self.lower, self.knot_spacing, self._limit()), x, self.coefficients, *self._scales())
 
     def projected_coefficients(self) -> Tensor:
         """The values at the knots with all slopes in [−lipschitz, lipschitz] and the mean of the raw ones.
@@ -166,13 +192,16 @@ class LinearSpline(nn.Module):
         and is rounded so that the *stored* slopes are within the bound in exact arithmetic.
         """
         if self.training:
-            return _project(self.coefficients, torch.tensor(self.lipschitz * self.knot_spacing))
+            return _project(self.coefficients, self._limit())
         return _project_inward(self.coefficients, self.lipschitz * self.knot_spacing)
 
     def _scales(self) -> tuple[Tensor | None, Tensor | None]:
         if self.scaling is None:
             return None, None
-        return self.scaling, 1 / self.scaling if self.training else _inverse_inward(self.scaling)
+        return self.scaling, None if self.training else _inverse_inward(self.scaling)
+
+    def _limit(self) -> Tensor:
+        return torch.tensor(self.lipschitz * self.knot_spacing)
 
     def tv2(self) -> Tensor:
         """Σ_channels Σ_k |c_{k+1} − 2c_k + c_{k−1}| / knot_spacing of the projected coefficients, a scalar."""
@@ -275,10 +304,9 @@ class StoredLinearSpline(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, …) to the same shape."""
         _check_channels(x, self.channels)
-        return _scaled(x, self.scale, self.inverse_scale, self._emit if torch.onnx.is_in_onnx_export() else self._run)
-
-    def _run(self, x: Tensor) -> Tensor:
-        return interpolate(x, self.coefficients, self.lower, self.knot_spacing)
+        if torch.onnx.is_in_onnx_export():
+            return _around(x, self.scale, self.inverse_scale, self._emit)
+        return _run(_Formula(self.lower, self.knot_spacing), x, self.coefficients, self.scale, self.inverse_scale)
 
     def _emit(self, x: Tensor) -> Tensor:
         attributes: dict[str, Any] = {"lower": self.lower, "knot_spacing": self.knot_spacing, "axis": 1}
@@ -298,11 +326,12 @@ def _check_channels(x: Tensor, channels: int) -> None:
         raise ValueError(f"LinearSpline for {channels} channels on axis 1 got an input of shape {tuple(x.shape)}")
 
 
-def _scaled(x: Tensor, scale: Tensor | None, inverse: Tensor | None, spline: Any) -> Tensor:
-    if scale is None or inverse is None:
-        return cast(Tensor, spline(x))
+def _around(x: Tensor, scale: Tensor | None, inverse: Tensor | None, spline: Callable[[Tensor], Tensor]) -> Tensor:
+    if scale is None:
+        return spline(x)
+    inverse = 1 / scale if inverse is None else inverse
     shape = (-1, *[1] * (x.ndim - 2))
-    return cast(Tensor, spline(x * scale.view(shape).to(x.dtype)) * inverse.view(shape).to(x.dtype))
+    return spline(x * scale.view(shape).to(x.dtype)) * inverse.view(shape).to(x.dtype)
 
 
 def _project(coefficients: Tensor, limit: Tensor) -> Tensor:

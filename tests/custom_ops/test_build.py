@@ -25,7 +25,8 @@ def exported(library: Path) -> set[str]:
 def test_exports_the_entry_points_and_nothing_else(ops_library: Path) -> None:
     symbols = exported(ops_library)
     cpu = {f"lipdeploy_{op}_{t}_cpu" for op in OPERATORS for t in TYPE_NAMES}
-    assert cpu | {"RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release"} <= symbols
+    training = {f"lipdeploy_linear_spline_{step}_{t}_cpu" for step in ("scaled", "gradient") for t in ("f32", "f64")}
+    assert cpu | training | {"RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release"} <= symbols
     assert all(s == "RegisterCustomOps" or s.startswith("lipdeploy_") for s in symbols)
 
 

@@ -131,16 +131,43 @@ class Entries:
         )
         return fenced.checked()
 
+    def linear_spline_scaled(
+        self, type_name: str, x: Array, coefficients: Array, scale: Array | None, inverse: Array | None,
+        *, lower: float, knot_spacing: float, axis: int, threads: int = 1,
+    ) -> Array:  # fmt: skip
+        x, fenced = np.ascontiguousarray(x), Fenced(x)
+        sizes = [ctypes.c_int64(size) for size in (*around_axis(x.shape, axis), *coefficients.shape)]
+        rest = [*sizes, ctypes.c_float(lower), ctypes.c_float(knot_spacing), ctypes.c_int64(threads)]
+        self._call(f"linear_spline_scaled_{type_name}", [x, coefficients, scale, inverse, fenced.inside], rest)
+        return fenced.checked()
+
+    def linear_spline_gradient(
+        self, type_name: str, x: Array, grad: Array, coefficients: Array, scale: Array | None, inverse: Array | None,
+        *, lower: float, knot_spacing: float, axis: int, threads: int = 1, wanted: str = "xcsi",
+    ) -> list[Array | None]:  # fmt: skip
+        """The gradients of x, coefficients, scale and inverse; None for those not ``wanted``."""
+        x = np.ascontiguousarray(x)
+        given = zip("xcsi", (x, coefficients, scale, inverse), strict=True)
+        fenced = [Fenced(like) if name in wanted and like is not None else None for name, like in given]
+        outputs = [None if result is None else result.inside for result in fenced]
+        sizes = [ctypes.c_int64(size) for size in (*around_axis(x.shape, axis), *coefficients.shape)]
+        floats = [ctypes.c_float(lower), ctypes.c_float(knot_spacing), ctypes.c_double(0.0)]
+        rest = [*sizes, *floats, ctypes.c_int64(0), ctypes.c_int64(threads)]
+        inputs = [x, np.ascontiguousarray(grad), None, coefficients, scale, inverse]
+        self._call(f"linear_spline_gradient_{type_name}", [*inputs, *outputs], rest)
+        return [None if result is None else result.checked() for result in fenced]
+
     def householder(self, type_name: str, x: Array, sine: Array, cosine: Array, *, axis: int, layout: int) -> Array:
         x, fenced = np.ascontiguousarray(x), Fenced(x)
         sizes = [ctypes.c_int64(size) for size in (*around_axis(x.shape, axis), layout)]
         self._call(f"householder_{type_name}", [x, sine, cosine, fenced.inside], sizes)
         return fenced.checked()
 
-    def _call(self, name: str, arrays: list[Array], rest: list[Any]) -> None:
+    def _call(self, name: str, arrays: Sequence[Array | None], rest: list[Any]) -> None:
         function = getattr(self.library, f"lipdeploy_{name}_{self.suffix}")
         function.restype = ctypes.c_int32
         stream = [] if self.suffix == "cpu" else [ctypes.c_void_p(None)]
-        status = function(*[ctypes.c_void_p(array.ctypes.data) for array in arrays], *rest, *stream)
+        pointers = [ctypes.c_void_p(None if array is None else array.ctypes.data) for array in arrays]
+        status = function(*pointers, *rest, *stream)
         if status != 0:
             raise ValueError(f"lipdeploy_{name}_{self.suffix} returned {status}")

@@ -30,6 +30,19 @@
   const void *x, const void *sine, const void *cosine, void *y, int64_t outer, int64_t channels, int64_t inner, \
       int64_t layout
 
+// LinearSpline in training, CPU only, f32 and f64: y = s(scale*x)*inverse, and the gradients of all that it depends on.
+// scale, inverse: (rows), or both null for 1. At most `threads` threads are used; results do not depend on how many.
+// A gradient that is not wanted is null. With `reciprocal` not 0, inverse is 1/scale, and grad_scale counts that too. With
+// `raw`, the coefficients came from it by clipping steps to +-limit and keeping the mean; grad_coefficients is then raw's.
+#define LIPDEPLOY_LINEAR_SPLINE_SCALED_ARGUMENTS                                                                   \
+  const void *x, const void *coefficients, const void *scale, const void *inverse, void *y, int64_t outer,         \
+      int64_t channels, int64_t inner, int64_t rows, int64_t knots, float lower, float knot_spacing, int64_t threads
+#define LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS                                                                   \
+  const void *x, const void *grad, const void *raw, const void *coefficients, const void *scale, const void *inverse, \
+      void *grad_x, void *grad_coefficients, void *grad_scale, void *grad_inverse, int64_t outer, int64_t channels,   \
+      int64_t inner, int64_t rows, int64_t knots, float lower, float knot_spacing, double limit, int64_t reciprocal,  \
+      int64_t threads
+
 #define LIPDEPLOY_FOR_EACH_TYPE(DO) DO(f16, Float16) DO(bf16, BFloat16) DO(f32, Float32) DO(f64, Float64)
 
 #define LIPDEPLOY_DECLARE(T, Element)                                                                  \
@@ -41,6 +54,10 @@
   LIPDEPLOY_EXPORT int32_t lipdeploy_householder_##T##_cuda(LIPDEPLOY_HOUSEHOLDER_ARGUMENTS, void* stream);
 LIPDEPLOY_FOR_EACH_TYPE(LIPDEPLOY_DECLARE)
 #undef LIPDEPLOY_DECLARE
+LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_scaled_f32_cpu(LIPDEPLOY_LINEAR_SPLINE_SCALED_ARGUMENTS);
+LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_scaled_f64_cpu(LIPDEPLOY_LINEAR_SPLINE_SCALED_ARGUMENTS);
+LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_gradient_f32_cpu(LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS);
+LIPDEPLOY_EXPORT int32_t lipdeploy_linear_spline_gradient_f64_cpu(LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS);
 
 // Version of the operator set (the ONNX domain `lipdeploy`) that the library implements.
 LIPDEPLOY_EXPORT int32_t lipdeploy_ops_version(void);

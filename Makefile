@@ -14,7 +14,7 @@ FOREIGN := build/conformance
 LIBRARY := lipdeploy/custom_ops_lib/liblipdeploy_ops.so
 NATIVE_SOURCES := CMakeLists.txt $(shell find custom_ops -type f)
 
-.PHONY: build venv library wheel sanitize fuzz demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
+.PHONY: build venv library wheel sanitize cross fuzz demo demo-fashion results reproduce zoo conformance conformance-ray test check bench docs abi-check clean
 
 build: venv library   ## the virtual environment and the operator library, both where a plain checkout finds them
 
@@ -99,6 +99,21 @@ sanitize: venv        ## the CPU kernels under AddressSanitizer and UndefinedBeh
 	grep -q heap-buffer-overflow build/sanitize/expected.txt
 	$(SANITIZED) $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops/test_semantics.py \
 	    tests/custom_ops/test_instruction_sets.py tests/custom_ops/test_spline_training.py -k "$(SANITIZED_TESTS)"
+
+# Debian: g++-aarch64-linux-gnu, qemu-user-static. Clang here: make cross CROSS_CXX=clang++ PROCESSOR=x86_64 EMULATOR=
+PROCESSOR ?= aarch64
+CROSS_CXX ?= aarch64-linux-gnu-g++
+EMULATOR  ?= qemu-aarch64-static -L /usr/aarch64-linux-gnu
+cross: venv           ## the CPU kernels by another compiler, for another processor, run by its emulator
+	@mkdir -p build
+	$(CMAKE) -S . -B build/cross/$(PROCESSOR) -G Ninja -DCMAKE_BUILD_TYPE=Release -DLIPDEPLOY_CUDA=OFF -DLIPDEPLOY_PROXY=ON \
+	    -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(PROCESSOR) -DCMAKE_CXX_COMPILER=$(CROSS_CXX) \
+	    >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }
+	$(CMAKE) --build build/cross/$(PROCESSOR)
+	LIPDEPLOY_PROXY="$(EMULATOR) $(CURDIR)/build/cross/$(PROCESSOR)/lipdeploy_ops_proxy" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	    tests/ops/test_semantics.py tests/custom_ops/test_instruction_sets.py tests/custom_ops/test_kernels.py \
+	    tests/custom_ops/test_spline_training.py -k "not emulat and not onnxruntime" \
+	    --deselect tests/custom_ops/test_spline_training.py::test_no_result_depends_on_the_instruction_set
 
 fuzz: venv            ## coverage-guided fuzzing of the verifier: make fuzz SECONDS=240 (atheris, in an environment of its own)
 	test -x build/fuzz-venv/bin/python || $(PYTHON) -m venv build/fuzz-venv

@@ -26,9 +26,11 @@ constexpr int kElementType = std::is_same_v<Element, Float16>    ? kFloat16
 struct OnCpu {
   static constexpr const char* kProvider = nullptr;
 };
+#if defined(LIPDEPLOY_HAS_CUDA)
 struct OnCuda {
   static constexpr const char* kProvider = "CUDAExecutionProvider";
 };
+#endif
 
 // (outer, channels, inner) around the channel axis.
 struct AroundAxis {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lipdeploy.ops import DOMAIN, VERSION, attach_functions
+from tests.ops.proxy import Proxy, proxy
 
 Array = np.ndarray[Any, Any]
 
@@ -106,7 +108,8 @@ class Entries:
     """The plain C entry points of a library: suffix ``cpu``, or ``emulated`` for the CUDA sources run as C++."""
 
     def __init__(self, library: Path, suffix: str) -> None:
-        self.library = ctypes.CDLL(str(library))
+        elsewhere = os.environ.get("LIPDEPLOY_PROXY") if suffix == "cpu" else None
+        self.library: Any = proxy(elsewhere) if elsewhere else ctypes.CDLL(str(library))
         self.suffix = suffix
 
     def has(self, op: str, type_name: str) -> bool:
@@ -164,10 +167,16 @@ class Entries:
         return fenced.checked()
 
     def _call(self, name: str, arrays: Sequence[Array | None], rest: list[Any]) -> None:
+        if isinstance(self.library, Proxy):
+            status = self.library.call(f"lipdeploy_{name}_cpu", arrays, rest)
+        else:
+            status = self._here(name, arrays, rest)
+        if status != 0:
+            raise ValueError(f"lipdeploy_{name}_{self.suffix} returned {status}")
+
+    def _here(self, name: str, arrays: Sequence[Array | None], rest: list[Any]) -> int:
         function = getattr(self.library, f"lipdeploy_{name}_{self.suffix}")
         function.restype = ctypes.c_int32
         stream = [] if self.suffix == "cpu" else [ctypes.c_void_p(None)]
         pointers = [ctypes.c_void_p(None if array is None else array.ctypes.data) for array in arrays]
-        status = function(*pointers, *rest, *stream)
-        if status != 0:
-            raise ValueError(f"lipdeploy_{name}_{self.suffix} returned {status}")
+        return int(function(*pointers, *rest, *stream))

@@ -50,7 +50,7 @@ LIPDEPLOY_INLINE typename Element::Bits linear_spline(typename Element::Bits inp
   const Work rise = right - left;
   const Work offset = x - knot;
   const bool infinite = (offset > kLargest<Work>) | (offset < -kLargest<Work>);
-  const Work product = infinite & (rise == Work(0)) ? Work(0) : offset * rise;
+  const Work product = (infinite & (rise == Work(0))) ? Work(0) : offset * rise;
   const Work quotient = product / h;
   return Element::narrow(left + quotient);
 }

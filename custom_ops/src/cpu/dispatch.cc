@@ -5,16 +5,28 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(LIPDEPLOY_X86_KERNELS)
+#include <cpuid.h>
+#endif
+
 #include "lipdeploy/entry_points.h"
 
 namespace lipdeploy {
 namespace {
 
+#if defined(LIPDEPLOY_X86_KERNELS)
+// Clang before 18 does not know this name in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 bool runs_here(const CpuKernels& kernels) {
 #if defined(LIPDEPLOY_X86_KERNELS)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                    __builtin_cpu_supports("f16c");
+                    has_f16c();
   if (&kernels == &kAvx2Kernels) return avx2;
   if (&kernels == &kAvx512Kernels)
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

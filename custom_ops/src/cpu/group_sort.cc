@@ -78,7 +78,7 @@ struct Sorter {
       const int64_t base = shape.base(column);
       for (int64_t r = 0; r < shape.size; ++r) keys[r] = ordered(call.x[base + r * shape.lanes]);
       shape.size < kSmallestRadix ? std::sort(keys.begin(), keys.end()) : radix_sort(keys, spare);
-      const bool nan = is_nan_key<Element>(keys.front()) | is_nan_key<Element>(keys.back());
+      const bool nan = is_nan_key<Element>(keys.front()) || is_nan_key<Element>(keys.back());
       for (int64_t r = 0; r < shape.size; ++r)
         call.y[base + shape.row(r) * shape.lanes] = nan ? Element::kQuietNaN : ordered(keys[r]);
     }

@@ -137,7 +137,7 @@ LIPDEPLOY_INLINE void evaluate(const Arguments<Work>& given, const Pattern<Work>
   for (int64_t i = 0; i < count; ++i) {
     const Work left = ends[2 * i], rise = ends[2 * i + 1] - left;
     const bool infinite = (offset[i] > kLargest<Work>) | (offset[i] < -kLargest<Work>);
-    const Work product = infinite & (rise == Work(0)) ? Work(0) : offset[i] * rise;
+    const Work product = (infinite & (rise == Work(0))) ? Work(0) : offset[i] * rise;
     const Work quotient = product / h;
     y[i] = (left + quotient) * inverse[i];
   }

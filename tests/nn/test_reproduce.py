@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import lipdeploy as lip
+from lipdeploy.nn.linear import project_rows_l1
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path[:0] = [str(TOOLS), str(TOOLS / "reproduce"), str(TOOLS / "zoo")]
@@ -18,7 +21,7 @@ import classifiers  # noqa: E402
 import denoising  # noqa: E402
 import dual  # noqa: E402
 import functions  # noqa: E402
-from common import Options, once, orthonormal  # noqa: E402
+from common import Options, once, orthonormal, tangent  # noqa: E402
 
 import build as zoo  # noqa: E402  (tools/ is not a package)
 
@@ -65,13 +68,48 @@ def test_the_target_functions_are_1_lipschitz():
 
 def test_a_network_cut_out_of_the_blocks_is_the_same_function():
     config = functions.Config(steps=3, seeds=3)
+    blocks = [functions.Block("f3", seed, rate) for seed, rate in enumerate((0.01, 0.02, 0.03))]
     for name in functions.ACTIVATIONS:
-        nets = functions.train(name, [functions.FUNCTIONS["f3"]] * 3, (0, 1, 2), config)
+        nets = functions.train(name, blocks, config)
         x = torch.linspace(-1, 1, 9)[:, None]
         with torch.no_grad():
             together = nets(x.expand(-1, 3))
             apart = torch.cat([functions.single(nets, k, 3, name, config)(x) for k in range(3)], dim=1)
         torch.testing.assert_close(apart, together, atol=2e-5, rtol=0)
+
+
+def test_each_block_moves_at_its_own_rate():
+    """Against torch's Adam and schedule on the block alone, from gradients that are the same for both."""
+    config = functions.Config(steps=4, spline_ratio=1 / 40)  # what parameter_groups does
+    rates = (0.05, 0.01, 0.02)
+    together = functions.network("spline", (3, 4, 5), config)
+    apart = [functions.network("spline", (seed,), config) for seed in (3, 4, 5)]
+    optimisers = [torch.optim.Adam(functions.parameter_groups(n, rate)) for n, rate in zip(apart, rates, strict=True)]
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 4) for optimiser in optimisers]
+    step = functions.adam(together, rates, config)
+    generator = torch.Generator().manual_seed(8)
+    for _ in range(4):
+        for whole, *parts in zip(together.parameters(), *(net.parameters() for net in apart), strict=True):
+            whole.grad = torch.randn(whole.shape, generator=generator)
+            for part, grad in zip(parts, whole.grad.chunk(3), strict=True):
+                part.grad = grad.clone()
+        step()
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
+            optimiser.step()
+            schedule.step()
+    for whole, *parts in zip(together.parameters(), *(net.parameters() for net in apart), strict=True):
+        torch.testing.assert_close(whole, torch.cat(parts), atol=1e-6, rtol=0)
+
+
+def test_the_trial_of_rates_chooses_the_smallest_geometric_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr(functions, "ACTIVATIONS", ("ReLU",))
+    monkeypatch.setattr(functions, "GRID", (1e-4, 0.05))
+    assert functions.main(["--trial", "--steps", "30", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "functions_trial.json").read_text())["results"]["ReLU"]
+    medians = np.median(np.array(result["errors"]), axis=2)
+    np.testing.assert_allclose(result["means"], np.exp(np.log(medians).mean(axis=1)))
+    assert result["means"][1] < result["means"][0]
+    assert result["rate"] == 0.05
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (4, 7, 7)])
@@ -90,6 +128,36 @@ def test_a_matrix_thrown_out_of_the_basin_comes_back(shape):
     )
     plain = 1.5 * near - 0.5 * near @ near.mT @ near
     torch.testing.assert_close(orthonormal(near), plain, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (4, 7, 7), (1, 5)])
+def test_the_tangent_part_is_the_nearest_tangent(shape):
+    """Tangents at W are the velocities of W exp(tA) and exp(tA) W, A skew: least squares on those, by NumPy."""
+    generator = torch.Generator().manual_seed(6)
+    start, gradient = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    weight = orthonormal(start, 60)
+    for w, g, part in zip(
+        *(x.reshape(-1, *shape[-2:]).numpy() for x in (weight, gradient, tangent(weight, gradient))), strict=True
+    ):
+        basis = []
+        for size, along in ((w.shape[0], lambda a, w=w: a @ w), (w.shape[1], lambda a, w=w: w @ a)):
+            for i, j in itertools.combinations(range(size), 2):
+                skew = np.zeros((size, size))
+                skew[i, j], skew[j, i] = 1, -1
+                basis.append(along(skew).ravel())
+        columns = np.array(basis).T
+        nearest = columns @ np.linalg.lstsq(columns, g.ravel(), rcond=None)[0]
+        np.testing.assert_allclose(part.ravel(), nearest, atol=1e-9)
+
+
+def test_newtons_projection_is_the_sorting_one():
+    """For rows inside the ball, just outside, far outside, of one size only, and zero."""
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(40, 300, dtype=torch.float64, generator=generator)
+    rows *= torch.logspace(-4, 2, 40, dtype=torch.float64)[:, None]
+    rows = torch.cat([rows, torch.ones(1, 300, dtype=torch.float64), torch.zeros(1, 300, dtype=torch.float64)])
+    torch.testing.assert_close(classifiers.rows_to_ball(rows, 40), project_rows_l1(rows, 1.0), atol=1e-14, rtol=0)
+    assert (classifiers.rows_to_ball(rows).abs().sum(dim=1) < 1.01).all()
 
 
 def test_dual(tmp_path, monkeypatch):
@@ -111,20 +179,38 @@ def test_exact_distance_on_points_of_a_line():
 
 
 def test_classifiers(tmp_path, monkeypatch):
-    results = crumb(classifiers, tmp_path, monkeypatch, "--data", "digits", CONFIGS=2)["results"]
-    proven = verified_again(tmp_path)
+    wanted = ("--data", "digits", "--hidden", "64,32", "--epochs", "1")
+    document = crumb(classifiers, tmp_path, monkeypatch, *wanted, CONFIGS=2)
+    results, proven = document["results"], verified_again(tmp_path)
+    assert {tuple(config["hidden"]) for config in document["config"].values()} == {(64, 32)}
+    assert sorted(
+        weight.dims[0]
+        for weight in onnx.load(tmp_path / "classifier_digits_linf.onnx").graph.initializer
+        if len(weight.dims) == 2
+    ) == [10, 32, 64]
     for name, result in results.items():
         assert proven[f"classifier_digits_{name}"] == result["proven"] <= 1
         shares = [result["accuracy"], *result["certified_accuracy"].values()]
         assert shares == sorted(shares, reverse=True)
 
 
-def test_denoising(tmp_path, monkeypatch):
+def test_denoising(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(denoising, "ACTIVATIONS", {"spline": denoising.ACTIVATIONS["spline"]})
-    result = crumb(denoising, tmp_path, monkeypatch)["results"]["spline"]
-    assert verified_again(tmp_path)["denoising_spline"] == result["proven"] <= 1
+    result = crumb(denoising, tmp_path, monkeypatch)["results"]["spline"]["0"]
+    assert verified_again(tmp_path)["denoising_spline_0"] == result["proven"] <= 1
     steps = np.array(result["fill_in"]["steps"])
     assert (np.diff(steps) <= 1e-6).all()  # an averaged map: the steps of plug-and-play never grow
+    assert f"→ {result['psnr']:.2f} |" in capsys.readouterr().out
+
+
+def test_the_trial_of_denoising_never_sees_the_held_out_photograph(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(denoising, "ACTIVATIONS", {"ReLU": denoising.ACTIVATIONS["ReLU"]})
+    monkeypatch.setattr(denoising, "GRID", (1e-5, 0.01))
+    first = denoising.photographs()[0]
+    monkeypatch.setattr(denoising, "photographs", lambda: (first, None))
+    assert denoising.main(["--trial", "--steps", "10", "--output", str(tmp_path)]) == 0
+    chosen = next(line for line in capsys.readouterr().out.splitlines() if "best" in line)
+    assert chosen.startswith("| ReLU | 0.01 |")
 
 
 def test_a_run_that_is_done_is_not_done_again(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -44,11 +45,11 @@ class Options:
         return self.steps or (quick if self.quick else full)
 
 
-def parse(document: str | None, arguments: Sequence[str] | None) -> Options:
-    """The command line of a reproduction; sets torch up to give the same numbers every time."""
+def parse(document: str | None, arguments: Sequence[str] | None, seed: int = 0) -> Options:
+    """The command line of a reproduction, with its default ``seed``; torch gives the same numbers every time."""
     parser = argparse.ArgumentParser(description=(document or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours: fewer steps, smaller nets")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--steps", type=int, help="optimiser steps per network, instead of the budget's")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for files (default: build/reproduce)")
     given = parser.parse_args(arguments)
@@ -134,6 +135,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row) + " |")
 
 
+def rounded_up(bound: float) -> str:
+    """An upper bound to seven places, never below it."""
+    return f"{math.ceil(bound * 1e7) / 1e7:.7f}"
+
+
+def rounded_down(bound: float) -> str:
+    """A lower bound to five places, never above it."""
+    return f"{math.floor(bound * 1e5) / 1e5:.5f}"
+
+
 def plt() -> Any:
     """Matplotlib without a screen."""
     import matplotlib
@@ -159,3 +170,22 @@ def orthonormal(weight: Tensor, iterations: int = 1, basin: float = BASIN) -> Te
         cubed = gram @ weight if wide else weight @ gram
         weight = (1.5 * weight - 0.5 / outside * cubed) / outside.sqrt()
     return weight
+
+
+@torch.no_grad()
+def tangent(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The part of a gradient (…, m, n) along the orthonormal matrices at ``weight``: G − sym(G Wᵀ) W if W is wide.
+
+    Björck's iteration undoes the rest of a step. But Adam divides a step by its size, rest included, and so moves less.
+    """
+    wide = weight.shape[-2] <= weight.shape[-1]
+    product = gradient @ weight.mT if wide else weight.mT @ gradient
+    normal = (product + product.mT) / 2
+    return gradient - (normal @ weight if wide else weight @ normal)
+
+
+def along_the_constraint(network: nn.Module) -> None:
+    """Every dense layer's gradient becomes its ``tangent`` part."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear) and layer.weight.grad is not None:
+            layer.weight.grad = tangent(layer.weight, layer.weight.grad)

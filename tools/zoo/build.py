@@ -101,9 +101,7 @@ def classifier(data: Callable[[], Dataset], recipe: Recipe) -> Callable[[Path, i
 def linf_classifier(path: Path, limit: int | None) -> dict[str, Any]:
     """An MLP in ℓ∞ as in paper B, on scikit-learn's digits."""
     source = _cut(digits(), limit)
-    config = classifiers.Config(
-        "MaxMin", "linf", "MaxMin", 0.08, LINF_RADII, 5e-3, quick_hidden=(96, 96), quick_epochs=3
-    )
+    config = classifiers.Config("MaxMin", "linf", "MaxMin", 0.08, LINF_RADII, 5e-3, hidden=(96, 96), batch=128)
     network = classifiers.train(config, Options(True, 0, 1500 if limit is None else 20, path.parent), source)
     how = "Adam, cosine from 0.005, 1500 steps of 128, hinge of radius 0.08, rows projected to the ℓ1 ball, seed 0"
     return {**_measure(network, source, path, "linf", LINF_RADII), "data": source.name, "trained": how}

@@ -50,7 +50,7 @@ demo-fashion: build   ## the same on 60,000 images (Debian's dataset-fashion-mni
 results: build        ## docs/results.md: train on MNIST and Fashion-MNIST, prove, certify; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/python tools/train/results.py
 
-reproduce: build      ## the experiments of the two papers, resumable; QUICK=--quick takes minutes instead of hours
+reproduce: build      ## the experiments of the two papers, an hour of one core, resumable; QUICK=--quick takes minutes
 	for name in functions dual classifiers denoising; do \
 	    OMP_NUM_THREADS=1 $(BIN)/python tools/reproduce/$$name.py $(QUICK) || exit 1; done
 

@@ -48,7 +48,7 @@ class Options:
 def parse(document: str | None, arguments: Sequence[str] | None, seed: int = 0) -> Options:
     """The command line of a reproduction, with its default ``seed``; torch gives the same numbers every time."""
     parser = argparse.ArgumentParser(description=(document or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="minutes instead of hours: fewer steps, smaller nets")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of an hour: fewer steps, smaller nets")
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--steps", type=int, help="optimiser steps per network, instead of the budget's")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for files (default: build/reproduce)")

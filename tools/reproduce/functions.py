@@ -6,8 +6,8 @@ points, batches and number of steps, and its own learning rate. Everything of on
 network of blocks that do not touch each other.
 
 The rates were chosen with ``--trial`` on the seeds 100 to 104, by a rule fixed before: of `GRID`, the rate with the
-smallest geometric mean over f1, f2, f3 of the median error. The seeds of the table, 10 to 14, were not seen before.
-For the spline, the same trial chose among three variants: as now, ``spline_ratio`` 1/40, and that without TV(2).
+smallest geometric mean over f1, f2, f3 of the median error. The seeds of the table, 15 to 39, were not seen before.
+For the spline, the same trial compared five variants, with TV(2) and without, at ratios of 1/40 to 1.
 
 ::
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import Options, once, orthonormal, parse, plt, progress, prove, rounded_up, table, write
+from common import Options, once, orthonormal, parse, plt, progress, prove, rounded_up, table, tangent, write
 from torch import Tensor, nn
 
 from lipdeploy.nn import GroupSort, Householder, LinearSpline, bake, parameter_groups, tv2
@@ -39,8 +39,8 @@ GRID = (0.008, 0.016, 0.032, 0.064)
 #: What the trial chose.
 RATES = {
     "ReLU": 0.016,
-    "absolute value": 0.064,
-    "PReLU": 0.016,
+    "absolute value": 0.032,
+    "PReLU": 0.032,
     "GroupSort": 0.016,
     "Householder": 0.032,
     "spline": 0.032,
@@ -52,15 +52,16 @@ class Config:
     """The paper's but for ``batch`` (10 there), the steps (100,000 there), the knots (101 there) and the rates.
 
     ``spline_ratio``: the learning rate of the splines' coefficients, relative to the weights' (1/40 in the
-    paper). Finer knots than these see few points each, and learn slowly.
+    paper). Finer knots than these see few points each, and learn slowly. ``tv2_weight``: the paper's 1e-7 did as well
+    in the trial, within the differences of seeds.
     """
 
-    seeds: int = 5
+    seeds: int = 25
     steps: int = 20_000
     batch: int = 100
     train: int = 1000
     test: int = 10_000
-    tv2_weight: float = 1e-7
+    tv2_weight: float = 0.0
     spline_ratio: float = 1 / 10
     knots: int = 11
     limit: float = 0.5
@@ -180,6 +181,7 @@ def train(name: str, blocks: Sequence[Block], config: Config) -> nn.Sequential:
             if config.tv2_weight:
                 loss = loss + config.tv2_weight * tv2(nets)
             loss.backward()
+            along_the_constraint(nets)
             step()
             retract(nets, 1)
             advance()
@@ -217,6 +219,13 @@ def _rows(shares: Tensor, parameter: Tensor) -> Tensor:
     """Each block's entry of ``shares`` for each of its rows of ``parameter``."""
     repeated = shares.repeat_interleave(parameter.shape[0] // len(shares))
     return repeated.view(-1, *[1] * (parameter.ndim - 1))
+
+
+def along_the_constraint(nets: nn.Module) -> None:
+    """Every block's gradient becomes its ``tangent`` part."""
+    for layer in nets.modules():
+        if isinstance(layer, Blocks) and layer.weight.grad is not None:
+            layer.weight.grad = tangent(layer.weight, layer.weight.grad)
 
 
 @torch.no_grad()
@@ -313,13 +322,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--trial", action="store_true")
     own.add_argument("--only", choices=ACTIVATIONS)
-    own.add_argument("--seeds", type=int, default=Config.seeds, help="how many, from --seed on")
+    own.add_argument("--seeds", type=int, help="how many, from --seed on")
     own.add_argument("--tv2-weight", type=float, default=Config.tv2_weight)
     own.add_argument("--spline-ratio", type=float, default=Config.spline_ratio)
     chosen, rest = own.parse_known_args(arguments)
-    options = parse(__doc__, rest, seed=100 if chosen.trial else 10)
+    options = parse(__doc__, rest, seed=100 if chosen.trial else 15)
     config = Config(
-        seeds=chosen.seeds,
+        seeds=chosen.seeds or (5 if chosen.trial or options.quick else Config.seeds),
         steps=options.budget(1000, Config.steps),
         test=2000 if options.quick else Config.test,
         tv2_weight=chosen.tv2_weight,
@@ -374,7 +383,7 @@ def _plot(options: Options, results: dict[str, Any], config: Config) -> None:
             gap = torch.tensor(result["curve"]) - FUNCTIONS[function](x)
             above.plot(x, result["curve"], linewidth=0.8, color=f"C{k}")
             below.semilogy(
-                x, gap.abs().clamp(min=1e-6), linewidth=0.8, color=f"C{k}", label=f"{name} {result['median']:.1e}"
+                x, gap.abs().clamp(min=1e-8), linewidth=0.8, color=f"C{k}", label=f"{name} {result['median']:.1e}"
             )
         above.set_ylabel(function)
         below.legend(

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lipdeploy.ops import VERSION
+from lipdeploy.ops.installed import DIGEST_VARIABLE, ENVIRONMENT_VARIABLE, INSTALLED
 
-INSTALLED = Path(__file__).resolve().parent.parent / "custom_ops_lib" / "liblipdeploy_ops.so"
 TYPES = {torch.float32: "f32", torch.float64: "f64"}
 POINTER, WHOLE, SINGLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIZES = [*[WHOLE] * 5, SINGLE, SINGLE]  # outer, channels, inner, rows, knots, lower, knot_spacing
@@ -159,7 +159,7 @@ def _call(name: str, x: Tensor, tensors: Sequence[Tensor | None], numbers: Seque
 
 def _functions() -> dict[tuple[str, str], Any] | None:
     """The entry points, or None without a library: torch's operations then do the same."""
-    return _load(os.environ.get("LIPDEPLOY_OPS_LIBRARY"), os.environ.get("LIPDEPLOY_OPS_SHA256"))
+    return _load(os.environ.get(ENVIRONMENT_VARIABLE), os.environ.get(DIGEST_VARIABLE))
 
 
 @cache

@@ -15,11 +15,9 @@ from pathlib import Path
 
 from lipdeploy.errors import IntegrityError
 from lipdeploy.ops import VERSION
+from lipdeploy.ops.installed import DIGEST_VARIABLE, ENVIRONMENT_VARIABLE, INSTALLED
 from lipdeploy.runtime.products import VERSION as PRODUCTS_VERSION
 
-ENVIRONMENT_VARIABLE = "LIPDEPLOY_OPS_LIBRARY"
-DIGEST_VARIABLE = "LIPDEPLOY_OPS_SHA256"
-INSTALLED = Path(__file__).resolve().parent.parent / "custom_ops_lib" / "liblipdeploy_ops.so"
 PRODUCTS_SYMBOL = "lipdeploy_f64_version"
 SYMBOLS = ("RegisterCustomOps", "lipdeploy_ops_version", "lipdeploy_ops_release", "lipdeploy_ops_has_cuda")
 

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,6 @@ from tests.ops.runners import Entries, Fenced
 
 NAMES = ("baseline", "avx2", "avx512")
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(params=NAMES)
-def entries(request: pytest.FixtureRequest, ops_library: Path) -> Iterator[Entries]:
-    """The C entry points with one instruction set chosen. The choice is the process's, so it is taken back."""
-    entries = Entries(ops_library, "cpu")
-    if entries.library.lipdeploy_ops_use_instruction_set(request.param.encode()) != 0:
-        pytest.skip(f"needs a processor with {request.param}")
-    yield entries
-    assert entries.library.lipdeploy_ops_use_instruction_set(None) == 0
 
 
 types = pytest.mark.parametrize("type_name", TYPES)

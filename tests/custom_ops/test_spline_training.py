@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,6 @@ Array = np.ndarray[Any, Any]
 TYPES = {"f32": np.float32, "f64": np.float64}
 types = pytest.mark.parametrize("type_name", TYPES)
 GRID = {"lower": float(np.float32(-0.7)), "axis": 1}
-
-
-@pytest.fixture(params=("baseline", "avx2", "avx512"))
-def entries(request: pytest.FixtureRequest, ops_library: Path) -> Iterator[Entries]:
-    """The C entry points with one instruction set chosen. The choice is the process's, so it is taken back."""
-    entries = Entries(ops_library, "cpu")
-    if entries.library.lipdeploy_ops_use_instruction_set(request.param.encode()) != 0:
-        pytest.skip(f"needs a processor with {request.param}")
-    yield entries
-    assert entries.library.lipdeploy_ops_use_instruction_set(None) == 0
 
 
 def case(shape: tuple[int, ...], knots: int, rows: int, dtype: Any, seed: int = 0) -> tuple[Array, ...]:

@@ -128,6 +128,18 @@ def test_every_remainder_of_a_vector_in_splines(entries: Entries, type_name: str
 
 
 @types
+def test_every_number_of_vectors_in_splines(entries: Entries, type_name: str) -> None:
+    """From 8 vectors on, fours of them go in stages and the rest one by one; runs of 128 elements go by themselves."""
+    for vectors in range(7, 22):
+        cases = [SplineCase((16 * vectors + 5,), 20, shared=True, axis=0), SplineCase((2, 2, 8 * vectors + 3), 20)]
+        check_splines(entries, type_name, [*cases, SplineCase((vectors, 19), 300)])
+    for inner in (127, 128):
+        check_splines(entries, type_name, [SplineCase((3, 5, inner), knots) for knots in (20, 300)])
+    few_for_the_table, long_sample = [SplineCase((4, 64), 51), SplineCase((12, 64), 51)], SplineCase((1, 2200, 120), 5)
+    check_splines(entries, type_name, [*few_for_the_table, long_sample])
+
+
+@types
 def test_intervals_next_to_every_knot(entries: Entries, type_name: str) -> None:
     """Inputs on the knots and up to three numbers beside them, where a quotient by products could miss the interval.
 

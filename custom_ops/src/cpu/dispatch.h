@@ -36,22 +36,22 @@ struct SplineCall {
   Bits* y;
   LinearSplineShape shape;
   const Work* values;  // (rows, knots), widened
-  // For short stretches, else null: where the row of each of `period` elements (whole samples, at least kMostLanes) starts
-  // in `values`. It goes on for kMostLanes beyond the period.
+  // For short stretches, else null: where the row of each of `period` elements (whole samples, more than kPlacesAhead) starts
+  // in `values`. It goes on for kPlacesAhead beyond the period.
   const int32_t* starts;
   int64_t period;
   bool stream;
   bool flat_ends;  // some row's first or last interval is flat
 };
 
-// Intervals in one vector, at most.
-constexpr int64_t kMostLanes = 16;
+// Elements whose rows are looked up before the place in the period is: four vectors of the longest.
+constexpr int64_t kPlacesAhead = 64;
 
 // Evaluates the elements [begin, end).
 template <class Element>
 using SplineElements = void (*)(const SplineCall<Element>& call, int64_t begin, int64_t end);
 
-// A row of coefficients that serves fewer neighbours than this is looked up element by element.
+// An angle that serves fewer neighbours than this is looked up for each.
 constexpr int64_t kShortStretch = 16;
 
 // How pairs and their angles lie in memory.

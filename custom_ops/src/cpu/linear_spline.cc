@@ -24,14 +24,23 @@ const typename Element::Work* widened(const typename Element::Bits* coefficients
   }
 }
 
-// Where the row of each element of a sample starts, repeated to a period that no vector outruns, and a vector beyond it;
-// empty where rows serve long stretches.
+// From so many elements of one channel on, each run of them is evaluated on its own.
+constexpr int64_t kLongRun = 128;
+// Places for larger samples would have to come from memory themselves.
+constexpr int64_t kLongestPeriod = 1 << 18;
+
+// Where the row of each element of a sample starts, repeated to a period that kPlacesAhead elements do not outrun, and so
+// many beyond it; empty where rows serve long stretches.
 std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
-  if (shape.rows == 1 || shape.inner >= kShortStretch) return {};
   const int64_t sample = shape.channels * shape.inner;
-  std::vector<int32_t> starts((kMostLanes / sample + 1) * sample + kMostLanes);
-  for (size_t i = 0; i < starts.size(); ++i)
-    starts[i] = static_cast<int32_t>(static_cast<int64_t>(i) / shape.inner % shape.channels * shape.knots);
+  if (shape.rows == 1 || shape.inner >= kLongRun || sample > kLongestPeriod) return {};
+  std::vector<int32_t> starts((kPlacesAhead / sample + 1) * sample + kPlacesAhead);
+  const int64_t size = static_cast<int64_t>(starts.size()), table = shape.channels * shape.knots;
+  for (int64_t i = 0, row = 0; i < size; i += shape.inner) {
+    std::fill_n(starts.begin() + i, std::min(shape.inner, size - i), static_cast<int32_t>(row));
+    row += shape.knots;
+    if (row == table) row = 0;
+  }
   return starts;
 }
 
@@ -42,7 +51,14 @@ bool any_flat_end(const Work* values, const LinearSplineShape& shape) {
   return false;
 }
 
-// Few elements of many splines: preparing the tables would cost more than it saves.
+// A table to be widened costs a tenth of what an element costs when it is evaluated by itself.
+template <class Element>
+bool tables_pay(int64_t elements, int64_t table) {
+  constexpr bool kWidened = sizeof(typename Element::Work) != sizeof(typename Element::Bits);
+  return elements >= 2 * kPlacesAhead && (!kWidened || elements > table / 8) && table <= INT32_MAX;
+}
+
+// Few elements: preparing the tables would cost more than it saves.
 template <class Element>
 void directly(const typename Element::Bits* x, const typename Element::Bits* coefficients, typename Element::Bits* y,
               const LinearSplineShape& shape, int64_t begin, int64_t end) {
@@ -63,7 +79,7 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
   if (elements == 0) return;
   const Bits *x = static_cast<const Bits*>(x_data), *coefficients = static_cast<const Bits*>(coefficient_data);
   Bits* y = static_cast<Bits*>(y_data);
-  if (table > elements || table > INT32_MAX) {
+  if (!tables_pay<Element>(elements, table)) {
     parallel(elements, kElementsPerTask / 2,
              [&](int64_t begin, int64_t end) { directly<Element>(x, coefficients, y, shape, begin, end); });
     return;
@@ -72,7 +88,7 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
   const typename Element::Work* values = widened<Element>(coefficients, shape, room);
   const std::vector<int32_t> starts = row_starts(shape);
   const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
-  const int64_t period = starts.empty() ? 0 : static_cast<int64_t>(starts.size()) - kMostLanes;
+  const int64_t period = starts.empty() ? 0 : static_cast<int64_t>(starts.size()) - kPlacesAhead;
   const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream,
                                  any_flat_end(values, shape)};
   const SplineElements<Element> run = cpu_kernels().spline(Element{});

@@ -78,25 +78,25 @@ struct SplineVector : Numbers<Element> {
     return true;
   }
 
-  // Clamped while floating; the comparison sends NaN to 0. Truncation is floor for what is left, which is >= 0.
-  LIPDEPLOY_INLINE K interval(W x) const {
+  // The number of the interval, in three steps: this, `position`, `truncated`. Clamped while floating; the comparison sends
+  // NaN to 0.
+  LIPDEPLOY_INLINE W inside(W x) const {
     const W distance = x - lower;
-    if (products) {
-      W inside;
-      if constexpr (sizeof(Work) == 4) {
-        // As integers, bits order numbers >= 0 as floating point does, and all others lie below. A NaN may find any.
-        inside = (W)smaller_of(larger_of((I)distance, I{}), (I)top);
-      } else {
-        const W above = distance > 0 ? distance : W{};
-        inside = above < top ? above : top;
-      }
-      return truncated(quotient(inside));
-    }
-    const W position = distance / h;
-    const W above = position > 0 ? position : W{};
-    return truncated(above < last ? above : last);
+    if (!products) return distance;
+    // As integers, bits order numbers >= 0 as floating point does, and all others lie below. A NaN may find any.
+    if constexpr (sizeof(Work) == 4) return (W)smaller_of(larger_of((I)distance, I{}), (I)top);
+    const W above = distance > 0 ? distance : W{};
+    return above < top ? above : top;
   }
 
+  LIPDEPLOY_INLINE W position(W inside) const {
+    if (products) return quotient(inside);
+    const W position = inside / h;
+    const W above = position > 0 ? position : W{};
+    return above < last ? above : last;
+  }
+
+  // Truncation is floor for what is left, which is >= 0.
   static LIPDEPLOY_INLINE K truncated(W position) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Work) == 4) return (K)_mm512_cvttps_epi32((__m512)position);
@@ -163,71 +163,127 @@ struct Spline {
     W left, rise;
   };
 
-  // ---- two steps for each vector: its place, its result
+  // ---- one vector after the other
+  // A Lookup finds the ends of intervals in three steps: it notes which ones, fetches what is needed, gives them.
 
-  struct Place {
-    K interval;
-    W offset;
-  };
-
-  // Places are found two vectors ahead: by the time that intervals are read back from memory, they have arrived there.
-  // A Lookup finds the ends of intervals; it is told of each vector's before it is asked, in the same order.
-  template <bool Stream, bool FlatEnds, class Lookup>
-  LIPDEPLOY_INLINE void in_steps(const Lookup& given, const Bits* x, Bits* y, int64_t vectors) const {
+  template <class Lookup>
+  LIPDEPLOY_INLINE void one_by_one(const Lookup& given, const Bits* x, Bits* y, int64_t vectors) const {
     const S v = vector;
     Lookup lookup = given;
-    alignas(64) int32_t noted[4][L];
-    const auto place_of = [&](int64_t i) __attribute__((always_inline)) {
+    typename Lookup::Noted noted{};
+    for (int64_t i = 0; i < vectors; ++i) {
       const W number = S::widen(load<B>(x + i * L));
-      const K interval = v.interval(number);
-      lookup.note(interval, noted[i & 3]);
-      return Place{interval, v.offset(number, interval)};
-    };
-    const auto finish = [&](int64_t i, Place place) __attribute__((always_inline)) {
-      const Ends ends = lookup.ends(place.interval, noted[i & 3]);
-      const W product = S::template product<FlatEnds>(place.offset, ends.rise);
-      store<Stream>(y + i * L, S::narrow(ends.left + product / v.h));
-    };
-    Place next = place_of(0);
-    if (vectors == 1) return finish(0, next);
-    Place second = place_of(1);
-    for (int64_t i = 2; i < vectors; ++i) {
-      if constexpr (Stream && Lookup::kFetchAhead > 0) __builtin_prefetch(x + (i + Lookup::kFetchAhead) * L);
-      const Place third = place_of(i);
-      finish(i - 2, next);
-      next = second;
-      second = third;
+      const K interval = S::truncated(v.position(v.inside(number)));
+      lookup.template note<0>(interval, noted);
+      lookup.template pass<1>();
+      const Ends ends = lookup.ends(lookup.fetch(noted));
+      const W product = S::template product<true>(v.offset(number, interval), ends.rise);
+      store<false>(y + i * L, S::narrow(ends.left + product / v.h));
     }
-    finish(vectors - 2, next);
-    finish(vectors - 1, second);
+  }
+
+  // ---- many vectors, in stages
+  // The steps of a vector wait for each other, and a processor can hold only so many instructions that wait: done one vector
+  // after the other, splines of neighbours take a quarter more time. So each round does one stage of each of several vectors,
+  // and nothing in a round waits for the rest of it.
+
+  static constexpr int kSlots = 4;  // what a stage leaves for a later one lies in its vector's slot
+
+  template <bool Stream, bool FlatEnds, class Lookup>
+  struct Staged {
+    static constexpr int kFetched = 2 + Lookup::kRoundsNoted, kStored = kFetched + 3;
+    static_assert(kFetched < 2 + kSlots && kStored <= 2 * kSlots);
+
+    const S v;
+    Lookup lookup;
+    W number[kSlots] = {}, inside[kSlots] = {}, position[kSlots] = {}, offset[kSlots] = {};
+    W left[kSlots] = {}, product[kSlots] = {}, quotient[kSlots] = {};
+    typename Lookup::Found found[kSlots] = {};
+
+    static constexpr int slot(int vector) { return (vector + 2 * kSlots) % kSlots; }
+
+    // Round U: loads vector U and stores vector U - kStored. Later stages come first, as they read the slots that earlier
+    // ones fill anew.
+    template <int U, bool Load, bool Store>
+    LIPDEPLOY_INLINE void round(const Bits* x, Bits* y, typename Lookup::Noted* noted) {
+      if constexpr (Store) {
+        constexpr int i = slot(U - kStored);
+        store<Stream>(y + (U - kStored) * L, S::narrow(left[i] + quotient[i]));
+      }
+      constexpr int divided = slot(U - kStored + 1), multiplied = slot(U - kStored + 2);
+      quotient[divided] = product[divided] / v.h;
+      const Ends ends = lookup.ends(found[multiplied]);
+      left[multiplied] = ends.left;
+      product[multiplied] = S::template product<FlatEnds>(offset[multiplied], ends.rise);
+      found[slot(U - kFetched)] = lookup.fetch(noted[slot(U - kFetched)]);
+      constexpr int placed = slot(U - 2), positioned = slot(U - 1), loaded = slot(U);
+      const K interval = S::truncated(position[placed]);
+      lookup.template note<slot(U)>(interval, noted[placed]);
+      offset[placed] = v.offset(number[placed], interval);
+      position[positioned] = v.position(inside[positioned]);
+      if constexpr (Load) {
+        if constexpr (Stream && Lookup::kFetchAhead > 0) __builtin_prefetch(x + (U + Lookup::kFetchAhead) * L);
+        number[loaded] = S::widen(load<B>(x + U * L));
+        inside[loaded] = v.inside(number[loaded]);
+      }
+    }
+
+    template <int First, bool Load, bool Store, int... U>
+    LIPDEPLOY_INLINE void rounds(const Bits* x, Bits* y, typename Lookup::Noted* noted, std::integer_sequence<int, U...>) {
+      (round<First + U, Load, Store || (First + U >= kStored)>(x, y, noted), ...);
+      lookup.template pass<kSlots>();
+    }
+
+    // A multiple of kSlots, at least twice that.
+    LIPDEPLOY_INLINE void run(const Bits* x, Bits* y, int64_t vectors) {
+      using All = std::make_integer_sequence<int, kSlots>;
+      typename Lookup::Noted noted[kSlots] = {};
+      rounds<0, true, false>(x, y, noted, All());
+      rounds<kSlots, true, false>(x, y, noted, All());
+      for (int64_t i = 2 * kSlots; i < vectors; i += kSlots) rounds<0, true, true>(x + i * L, y + i * L, noted, All());
+      const Bits* x_end = x + vectors * L;
+      Bits* y_end = y + vectors * L;
+      rounds<0, false, true>(x_end, y_end, noted, All());
+      rounds<kSlots, false, true>(x_end, y_end, noted, std::make_integer_sequence<int, kStored - kSlots>());
+    }
+  };
+
+  template <bool Stream, bool FlatEnds, class Lookup>
+  LIPDEPLOY_INLINE void in_stages(const Lookup& lookup, const Bits* x, Bits* y, int64_t vectors) const {
+    Staged<Stream, FlatEnds, Lookup>{vector, lookup.from(-2 * L)}.run(x, y, vectors);
   }
 
   template <class Lookup>
   LIPDEPLOY_INLINE void apply(const Lookup& lookup, const Bits* x, Bits* y, int64_t count) const {
-    if (call.flat_ends) {
-      apply_with<true>(lookup, x, y, count);
-    } else {
-      apply_with<false>(lookup, x, y, count);
-    }
-  }
-
-  template <bool FlatEnds, class Lookup>
-  LIPDEPLOY_INLINE void apply_with(const Lookup& lookup, const Bits* x, Bits* y, int64_t count) const {
-    constexpr bool kMayStream = sizeof(B) >= 16;
     if (count < L) {
       Bits few[L] = {};
       __builtin_memcpy(few, x, count * sizeof(Bits));
-      in_steps<false, FlatEnds>(lookup, few, few, 1);
+      one_by_one(lookup, few, few, 1);
       __builtin_memcpy(y, few, count * sizeof(Bits));
       return;
     }
-    if (kMayStream && call.stream && aligned_for<B>(y)) {
-      in_steps<kMayStream, FlatEnds>(lookup, x, y, count / L);
-    } else {
-      in_steps<false, FlatEnds>(lookup, x, y, count / L);
+    const int64_t vectors = count / L, staged = vectors < 2 * kSlots ? 0 : vectors / kSlots * kSlots;
+    if (staged > 0) {
+      if (call.flat_ends) {
+        stream_or_not<true>(lookup, x, y, staged);
+      } else {
+        stream_or_not<false>(lookup, x, y, staged);
+      }
     }
+    const int64_t done = staged * L;
+    one_by_one(lookup.from(done), x + done, y + done, vectors - staged);
     // The last vector covers some elements a second time.
-    if (count % L != 0) in_steps<false, FlatEnds>(lookup.from(count - L), x + count - L, y + count - L, 1);
+    if (count % L != 0) one_by_one(lookup.from(count - L), x + count - L, y + count - L, 1);
+  }
+
+  template <bool FlatEnds, class Lookup>
+  LIPDEPLOY_INLINE void stream_or_not(const Lookup& lookup, const Bits* x, Bits* y, int64_t vectors) const {
+    constexpr bool kMayStream = sizeof(B) >= 16;
+    if (kMayStream && call.stream && aligned_for<B>(y)) {
+      in_stages<kMayStream, FlatEnds>(lookup, x, y, vectors);
+    } else {
+      in_stages<false, FlatEnds>(lookup, x, y, vectors);
+    }
   }
 
   // ---- one row of coefficients for a long stretch, in registers
@@ -235,13 +291,19 @@ struct Spline {
   template <int Count>
   struct InRegisters {
     static constexpr int64_t kFetchAhead = 0;  // vectors
+    static constexpr int kRoundsNoted = 1;
+    using Noted = typename S::I;
+    using Found = typename S::I;
     TableInRegisters<Element, Count> left, rise;
 
-    LIPDEPLOY_INLINE void note(K, int32_t*) const {}
-    LIPDEPLOY_INLINE Ends ends(K interval, const int32_t*) const {
-      const auto index = __builtin_convertvector(interval, typename S::I);
-      return {left.at(index), rise.at(index)};
+    template <int>
+    LIPDEPLOY_INLINE void note(K interval, Noted& noted) const {
+      noted = __builtin_convertvector(interval, typename S::I);
     }
+    template <int>
+    LIPDEPLOY_INLINE void pass() const {}
+    LIPDEPLOY_INLINE Found fetch(const Noted& noted) const { return noted; }
+    LIPDEPLOY_INLINE Ends ends(const Found& index) const { return {left.at(index), rise.at(index)}; }
     LIPDEPLOY_INLINE const InRegisters& from(int64_t) const { return *this; }
   };
 
@@ -283,72 +345,88 @@ struct Spline {
   template <bool Starts>
   struct InMemory {
     static constexpr int64_t kFetchAhead = 32;  // saves a twentieth of the time from 64 MiB on
+    static constexpr int kRoundsNoted = 3;      // until what was written can be read in smaller pieces
+    struct alignas(64) Noted {
+      int32_t places[L];
+    };
+    struct Found {
+      W first, second;  // pairs
+    };
     const Work* values;
     const int32_t* starts;  // where the row of each element of a period starts; not read without Starts
     int64_t period, at;     // `at`: the next element's place in the period
 
-    LIPDEPLOY_INLINE void note(K interval, int32_t* places) {
-      if constexpr (Starts) {
-        interval += load<K>(starts + at);
-        at += L;
-        at -= at < period ? 0 : period;
-      }
-      store<false>(places, interval);
+    template <int Ahead>
+    LIPDEPLOY_INLINE void note(K interval, Noted& noted) const {
+      if constexpr (Starts) interval += load<K>(starts + at + Ahead * L);
+      store<false>(noted.places, interval);
+      asm("" : "+m"(noted));  // places are to be read from memory: taken out of the vector they would cost shuffles
     }
-    LIPDEPLOY_INLINE Ends ends(K, const int32_t* places) const {
-      return fetch(places, std::make_index_sequence<sizeof(Work) == 4 ? L / 4 : L>());
+    template <int Vectors>
+    LIPDEPLOY_INLINE void pass() {
+      if constexpr (!Starts) return;
+      at += Vectors * L;
+      at -= at < period ? 0 : period;
     }
     LIPDEPLOY_INLINE InMemory from(int64_t i) const {
-      return {values, starts, period, Starts ? (at + i) % period : 0};
+      return {values, starts, period, Starts ? (at + i % period + period) % period : 0};
     }
 
-    template <size_t... Lane>
-    LIPDEPLOY_INLINE Ends fetch(const int32_t* places, std::index_sequence<Lane...>) const {
-      using Pick = Shuffle<W, L>;
-      W first, second;
-      if constexpr (sizeof(Work) == 4) {
-        first = (W)from_pairs(two_pairs(places + 2 * Lane)...);
-        second = (W)from_pairs(two_pairs(places + L / 2 + 2 * Lane)...);
-      } else {
-        alignas(64) Work fetched[2 * L];
-        (__builtin_memcpy(fetched + 2 * Lane, values + places[Lane], 2 * sizeof(Work)), ...);
-        first = load<W>(fetched);
-        second = load<W>(fetched + L);
-      }
-      const W left = Pick::even(first, second, typename Pick::All());
-      return {left, Pick::odd(first, second, typename Pick::All()) - left};
+    // Sixteen bytes at a time go to `first` and to `second` in turns, which is the order that instructions for parts of 16
+    // bytes bring back.
+    static constexpr int kPart = 16 / sizeof(Work);
+    using Parts = std::make_index_sequence<static_cast<size_t>(L / kPart)>;
+    LIPDEPLOY_INLINE Found fetch(const Noted& noted) const { return fetch(noted.places, Parts()); }
+    template <size_t... Part>
+    LIPDEPLOY_INLINE Found fetch(const int32_t* places, std::index_sequence<Part...>) const {
+      return {(W)joined(part(places + kPart * Part)...), (W)joined(part(places + kPart * Part + kPart / 2)...)};
     }
 
-    // The ends of two intervals. Both places come by one load: with one load each, loads would be what takes the time.
-    // The numbers are moved, never computed with.
+    LIPDEPLOY_INLINE Ends ends(const Found& pairs) const { return ends(pairs, typename Shuffle<W, L>::All()); }
+    template <size_t... I>
+    static LIPDEPLOY_INLINE Ends ends(const Found& pairs, std::index_sequence<I...>) {
+      const W left = __builtin_shufflevector(pairs.first, pairs.second, left_of(I)...);
+      return {left, __builtin_shufflevector(pairs.first, pairs.second, left_of(I) + 1 ...) - left};
+    }
+    static constexpr int left_of(int i) {
+      const int in_part = i % kPart, half = kPart / 2;
+      return (in_part < half ? 0 : L) + i - in_part + 2 * (in_part % half);
+    }
+
+    // The ends of the intervals at one place (float64) or at two, which come by one load: with one load each, loads would be
+    // what takes the time. The numbers are moved, never computed with.
     using Two = Vector<double, 2>;
-    LIPDEPLOY_INLINE Two two_pairs(const int32_t* two) const {
-      uint64_t both;
-      __builtin_memcpy(&both, two, sizeof(both));
-      constexpr bool kLittleEndian = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
-      const uint32_t low = static_cast<uint32_t>(both), high = static_cast<uint32_t>(both >> 32);
-      const auto *first = ends_at(kLittleEndian ? low : high), *second = ends_at(kLittleEndian ? high : low);
+    LIPDEPLOY_INLINE Two part(const int32_t* places) const {
+      if constexpr (sizeof(Work) == 8) {
+        return load<Two>(values + *places);
+      } else {
+        uint64_t both;
+        __builtin_memcpy(&both, places, sizeof(both));
+        constexpr bool kLittleEndian = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__;
+        const uint32_t low = static_cast<uint32_t>(both), high = static_cast<uint32_t>(both >> 32);
+        const auto *first = ends_at(kLittleEndian ? low : high), *second = ends_at(kLittleEndian ? high : low);
 #if defined(__x86_64__)
-      return (Two)_mm_loadh_pd(_mm_load_sd(first), second);
+        return (Two)_mm_loadh_pd(_mm_load_sd(first), second);
 #else
-      double pairs[2];
-      __builtin_memcpy(pairs, first, sizeof(double));
-      __builtin_memcpy(pairs + 1, second, sizeof(double));
-      return Two{pairs[0], pairs[1]};
+        double pairs[2];
+        __builtin_memcpy(pairs, first, sizeof(double));
+        __builtin_memcpy(pairs + 1, second, sizeof(double));
+        return Two{pairs[0], pairs[1]};
 #endif
+      }
     }
     LIPDEPLOY_INLINE const double* ends_at(uint32_t place) const {
       return reinterpret_cast<const double*>(values + place);
     }
-    static LIPDEPLOY_INLINE auto from_pairs(Two a) { return a; }
+    static LIPDEPLOY_INLINE auto joined(Two a) { return a; }
 #if defined(__AVX__)
-    static LIPDEPLOY_INLINE auto from_pairs(Two a, Two b) {
+    static LIPDEPLOY_INLINE auto joined(Two a, Two b) {
       return _mm256_insertf128_pd(_mm256_castpd128_pd256((__m128d)a), (__m128d)b, 1);
     }
 #endif
 #if defined(__AVX512F__)
-    static LIPDEPLOY_INLINE auto from_pairs(Two a, Two b, Two c, Two d) {
-      return _mm512_insertf64x4(_mm512_castpd256_pd512(from_pairs(a, b)), from_pairs(c, d), 1);
+    static LIPDEPLOY_INLINE auto joined(Two a, Two b, Two c, Two d) {
+      return _mm512_insertf64x4(_mm512_castpd256_pd512(joined(a, b)), joined(c, d), 1);
     }
 #endif
   };

@@ -85,7 +85,7 @@ wheel: venv           ## the wheel of this machine's kind in dist/, tried in a f
 # That they would notice: 64 floats out of 16.
 READS_TOO_MUCH := 'import ctypes, os; x, y = (ctypes.c_float * 16)(), (ctypes.c_float * 64)(); \
     ctypes.CDLL(os.environ["LIPDEPLOY_OPS_LIBRARY"]).lipdeploy_group_sort_f32_cpu(x, y, *map(ctypes.c_int64, (1, 64, 1, 2, 0, 0)))'
-SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or addresses_that_no_vector_likes or next_to_every_knot or reach_to_infinity
+SANITIZED_TESTS := test_cpu or table_of_cases or every_remainder or every_number_of_vectors or addresses_that_no_vector_likes or next_to_every_knot or reach_to_infinity
 SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 PYTHONMALLOC=malloc OMP_NUM_THREADS=1 \
     LIPDEPLOY_OPS_LIBRARY=$(CURDIR)/build/sanitize/liblipdeploy_ops.so

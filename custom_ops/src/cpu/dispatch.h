@@ -32,8 +32,6 @@ template <class Element>
 struct SplineCall {
   using Bits = typename Element::Bits;
   using Work = typename Element::Work;
-  const Bits* x;
-  Bits* y;
   LinearSplineShape shape;
   const Work* values;  // (rows, knots), widened
   // For short stretches, else null: where the row of each of `period` elements (whole samples, more than kPlacesAhead) starts
@@ -47,9 +45,10 @@ struct SplineCall {
 // Elements whose rows are looked up before the place in the period is: four vectors of the longest.
 constexpr int64_t kPlacesAhead = 64;
 
-// Evaluates the elements [begin, end).
+// Evaluates the elements [begin, end), the first of which lies at `x` and has its result at `y`.
 template <class Element>
-using SplineElements = void (*)(const SplineCall<Element>& call, int64_t begin, int64_t end);
+using SplineElements = void (*)(const SplineCall<Element>& call, const typename Element::Bits* x, typename Element::Bits* y,
+                                int64_t begin, int64_t end);
 
 // An angle that serves fewer neighbours than this is looked up for each.
 constexpr int64_t kShortStretch = 16;

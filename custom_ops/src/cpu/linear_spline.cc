@@ -1,55 +1,11 @@
-// LinearSpline on the CPU: vectors (simd/spline.h), with the coefficients laid out for them first.
-#include "lipdeploy/linear_spline.h"
-
-#include <algorithm>
-#include <vector>
-
+// LinearSpline on the CPU: vectors (simd/spline.h), or one by one where there are few.
 #include "dispatch.h"
 #include "kernels.h"
 #include "lipdeploy/entry_points.h"
+#include "spline_tables.h"
 
 namespace lipdeploy {
 namespace {
-
-// The coefficients in the type that computes: a widened copy, or themselves.
-template <class Element>
-const typename Element::Work* widened(const typename Element::Bits* coefficients, const LinearSplineShape& shape,
-                                      std::vector<typename Element::Work>& room) {
-  if constexpr (sizeof(typename Element::Work) == sizeof(typename Element::Bits)) {
-    return reinterpret_cast<const typename Element::Work*>(coefficients);
-  } else {
-    room.resize(shape.rows * shape.knots);
-    std::transform(coefficients, coefficients + shape.rows * shape.knots, room.begin(), Element::widen);
-    return room.data();
-  }
-}
-
-// From so many elements of one channel on, each run of them is evaluated on its own.
-constexpr int64_t kLongRun = 128;
-// Places for larger samples would have to come from memory themselves.
-constexpr int64_t kLongestPeriod = 1 << 18;
-
-// Where the row of each element of a sample starts, repeated to a period that kPlacesAhead elements do not outrun, and so
-// many beyond it; empty where rows serve long stretches.
-std::vector<int32_t> row_starts(const LinearSplineShape& shape) {
-  const int64_t sample = shape.channels * shape.inner;
-  if (shape.rows == 1 || shape.inner >= kLongRun || sample > kLongestPeriod) return {};
-  std::vector<int32_t> starts((kPlacesAhead / sample + 1) * sample + kPlacesAhead);
-  const int64_t size = static_cast<int64_t>(starts.size()), table = shape.channels * shape.knots;
-  for (int64_t i = 0, row = 0; i < size; i += shape.inner) {
-    std::fill_n(starts.begin() + i, std::min(shape.inner, size - i), static_cast<int32_t>(row));
-    row += shape.knots;
-    if (row == table) row = 0;
-  }
-  return starts;
-}
-
-template <class Work>
-bool any_flat_end(const Work* values, const LinearSplineShape& shape) {
-  for (const Work *row = values, *end = values + shape.rows * shape.knots; row < end; row += shape.knots)
-    if (row[1] - row[0] == 0 || row[shape.knots - 1] - row[shape.knots - 2] == 0) return true;
-  return false;
-}
 
 // A table to be widened costs a tenth of what an element costs when it is evaluated by itself.
 template <class Element>
@@ -84,15 +40,10 @@ void linear_spline_cpu(const void* x_data, const void* coefficient_data, void* y
              [&](int64_t begin, int64_t end) { directly<Element>(x, coefficients, y, shape, begin, end); });
     return;
   }
-  std::vector<typename Element::Work> room;
-  const typename Element::Work* values = widened<Element>(coefficients, shape, room);
-  const std::vector<int32_t> starts = row_starts(shape);
-  const bool stream = elements * static_cast<int64_t>(sizeof(Bits)) >= kStreamBytes;
-  const int64_t period = starts.empty() ? 0 : static_cast<int64_t>(starts.size()) - kPlacesAhead;
-  const SplineCall<Element> call{x, y, shape, values, period > 0 ? starts.data() : nullptr, period, stream,
-                                 any_flat_end(values, shape)};
+  const SplineTables<Element> tables(coefficients, shape);
   const SplineElements<Element> run = cpu_kernels().spline(Element{});
-  parallel(elements, kElementsPerTask / 2, [&call, run](int64_t begin, int64_t end) { run(call, begin, end); });
+  parallel(elements, kElementsPerTask / 2,
+           [&](int64_t begin, int64_t end) { run(tables.call, x + begin, y + begin, begin, end); });
 }
 
 }  // namespace lipdeploy

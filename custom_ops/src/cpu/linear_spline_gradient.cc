@@ -1,20 +1,18 @@
-// LinearSpline in training on the CPU: y = s(alpha*x)/alpha and its gradients, each in one pass over memory.
+// The gradients of LinearSpline in training on the CPU, y = s(alpha*x)/alpha (linear_spline_scaled.cc), in one pass over memory.
 //
-// Forward is the pinned formula of lipdeploy/linear_spline.h between two rounded products. Backward saves nothing but x:
-// for the interval k of each element, with u = (alpha*x - t_k)/h its place in there and g its gradient,
+// Nothing but x was saved: for the interval k of each element, with u = (alpha*x - t_k)/h its place in there and g its gradient,
 //     W_k = sum of g,  S_k = sum of g*u
 // are added up in float64, and all gradients but that of x follow from these two numbers of each interval:
 //     grad c_k = (W_k - S_k + S_(k-1))/alpha;   sum g*s(alpha*x) = sum of c_k*W_k + rise_k*S_k;
 //     sum g*s'*x = sum of slope_k*(t_k*W_k + h*S_k)/alpha.
 // The order of additions depends on the shape alone: neither on the threads nor on the instruction set.
 #include <algorithm>
-#include <atomic>
-#include <thread>
 #include <vector>
 
 #include "dispatch.h"
 #include "lipdeploy/entry_points.h"
 #include "lipdeploy/linear_spline.h"
+#include "threads.h"
 
 namespace lipdeploy {
 namespace {
@@ -28,7 +26,6 @@ constexpr int64_t kLongRun = 1024, kLeastRun = 32, kTablesBytes = 256 << 10;
 constexpr int64_t kMostCopies = 8, kTableBytes = 24 << 10;
 // Elements of a shared spline that are added up together, at least: not a matter of threads, so that sums are not either.
 constexpr int64_t kPiece = int64_t{1} << 18;
-constexpr int64_t kElementsPerThread = int64_t{1} << 17;
 
 struct alignas(16) Sums {
   double whole, right;  // W, S
@@ -37,7 +34,6 @@ struct alignas(16) Sums {
 template <class Work>
 struct Arguments {
   const Work *x, *coefficients, *scale, *inverse;
-  Work* y;
   LinearSplineShape shape;
   const Work *grad = nullptr, *raw = nullptr;
   Work *grad_x = nullptr, *grad_coefficients = nullptr, *grad_scale = nullptr, *grad_inverse = nullptr;
@@ -80,20 +76,19 @@ struct Units {
 template <class Work>
 struct Pattern {
   int64_t length, copies;
-  std::vector<Work> scale, inverse;
-  std::vector<int32_t> start;  // where the sums or coefficients of each element's row begin
+  std::vector<Work> scale;
+  std::vector<int32_t> start;  // where the sums of each element's row begin
 
   Pattern(const Arguments<Work>& given, const Unit& unit, int64_t most_copies) {
     const LinearSplineShape& shape = given.shape;
     const int64_t period = unit.rows * shape.inner, table = unit.rows * shape.knots * int64_t{sizeof(Sums)};
     length = unit.rows == 1 ? std::min(kChunk, unit.run) : std::min((kChunk - 1) / period + 1, unit.run / period) * period;
     for (copies = most_copies; copies > 1 && table * copies > kTableBytes;) copies /= 2;
-    scale.resize(length), inverse.resize(length), start.resize(length);
+    scale.resize(length), start.resize(length);
     for (int64_t i = 0; i < length; ++i) {
       const int64_t row = unit.rows == 1 ? 0 : i / shape.inner % unit.rows;
       const int64_t turn = unit.rows == 1 ? i : i % shape.inner + i / period * shape.inner;
       scale[i] = given.scale_of(unit.first_row + row);
-      inverse[i] = given.inverse_of(unit.first_row + row);
       start[i] = static_cast<int32_t>(row * shape.knots * copies + turn % copies);
     }
   }
@@ -116,42 +111,6 @@ template <class Work>
 LIPDEPLOY_INLINE Work clamped(Work position, Work last) {
   const Work above = position > Work(0) ? position : Work(0);  // NaN to 0
   return above < last ? above : last;
-}
-
-template <class Work>
-LIPDEPLOY_INLINE void evaluate(const Arguments<Work>& given, const Pattern<Work>& pattern, int64_t at,
-                               const Work* coefficients, const Work* x, Work* y, int64_t count) {
-  const Work lower = given.shape.lower, h = given.shape.knot_spacing, last = static_cast<Work>(given.shape.knots - 2);
-  const Work *scale = pattern.scale.data() + at, *inverse = pattern.inverse.data() + at;
-  const int32_t* start = pattern.start.data() + at;
-  alignas(64) int32_t place[kChunk];
-  alignas(64) Work offset[kChunk], ends[2 * kChunk];
-  for (int64_t i = 0; i < count; ++i) {
-    const Work z = x[i] * scale[i];
-    const int32_t interval = static_cast<int32_t>(clamped((z - lower) / h, last));
-    const Work knot_step = static_cast<Work>(interval) * h;
-    place[i] = start[i] + interval;
-    offset[i] = z - (lower + knot_step);
-  }
-  for (int64_t i = 0; i < count; ++i) memcpy(ends + 2 * i, coefficients + place[i], 2 * sizeof(Work));
-  for (int64_t i = 0; i < count; ++i) {
-    const Work left = ends[2 * i], rise = ends[2 * i + 1] - left;
-    const bool infinite = (offset[i] > kLargest<Work>) | (offset[i] < -kLargest<Work>);
-    const Work product = (infinite & (rise == Work(0))) ? Work(0) : offset[i] * rise;
-    const Work quotient = product / h;
-    y[i] = (left + quotient) * inverse[i];
-  }
-}
-
-template <class Work>
-LIPDEPLOY_INLINE void evaluate_unit(const Arguments<Work>& given, const Unit& unit, const Pattern<Work>& pattern) {
-  const Work* coefficients = given.coefficients + unit.first_row * given.shape.knots;
-  for (int64_t run = 0; run < unit.runs; ++run) {
-    const int64_t begin = unit.begin + run * unit.stride;
-    pattern.chunks(unit.run, [&](int64_t i, int64_t at, int64_t count) __attribute__((always_inline)) {
-      evaluate(given, pattern, at, coefficients, given.x + begin + i, given.y + begin + i, count);
-    });
-  }
 }
 
 template <bool X, bool Table, class Work>
@@ -282,7 +241,6 @@ LIPDEPLOY_INLINE void finish_row(const Arguments<Work>& given, int64_t row, cons
 
 template <class Work>
 struct Loops {
-  void (*evaluate)(const Arguments<Work>&, const Unit&, const Pattern<Work>&);
   void (*scatter[3])(const Arguments<Work>&, const Unit&, const Pattern<Work>&, const Work* gains, Sums*);
   void (*gains)(const Arguments<Work>&, const Unit&, int64_t copies, Work* gains);
   void (*finish)(const Arguments<Work>&, int64_t row, const Sums*, double* room);
@@ -291,9 +249,6 @@ struct Loops {
 #define LIPDEPLOY_LOOPS(NAME, TARGET)                                                                                   \
   template <class Work>                                                                                                 \
   struct NAME {                                                                                                         \
-    TARGET static void evaluate(const Arguments<Work>& given, const Unit& unit, const Pattern<Work>& pattern) {         \
-      evaluate_unit(given, unit, pattern);                                                                              \
-    }                                                                                                                   \
     template <bool X, bool Table>                                                                                       \
     TARGET static void scatter(const Arguments<Work>& given, const Unit& unit, const Pattern<Work>& pattern,            \
                                const Work* gains, Sums* sums) {                                                         \
@@ -306,7 +261,7 @@ struct Loops {
       finish_row(given, row, sums, room);                                                                               \
     }                                                                                                                   \
     static constexpr Loops<Work> loops{                                                                                 \
-        evaluate, {scatter<true, true>, scatter<true, false>, scatter<false, true>}, gains, finish};                    \
+        {scatter<true, true>, scatter<true, false>, scatter<false, true>}, gains, finish};                    \
   };
 
 LIPDEPLOY_LOOPS(Baseline, )
@@ -342,43 +297,6 @@ void add_copies(std::vector<Sums>& sums, int64_t copies) {
   }
 }
 
-// Runs `work` for 0 ... count-1 on at most `threads` threads; false where memory ran out.
-template <class Function>
-bool for_each(int64_t count, int64_t threads, const Function& work) {
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> enough{true};
-  const auto take = [&] {
-    try {
-      for (int64_t i; (i = next++) < count;) work(i);
-    } catch (...) {
-      enough = false;
-    }
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(take);
-  } catch (...) {  // fewer threads, then
-  }
-  take();
-  for (std::thread& other : others) other.join();
-  return enough;
-}
-
-int64_t useful(int64_t threads, const LinearSplineShape& shape) {
-  return std::min(threads, shape.elements() / kElementsPerThread);
-}
-
-template <class Work>
-int32_t forward(const Arguments<Work>& given, int64_t threads) {
-  const Units units(given.shape);
-  const Loops<Work>& run = loops<Work>();
-  const bool enough = for_each(units.count, useful(threads, given.shape), [&](int64_t i) {
-    const Unit unit = units.at(i);
-    run.evaluate(given, unit, Pattern<Work>(given, unit, 1));
-  });
-  return enough ? 0 : LIPDEPLOY_OUT_OF_MEMORY;
-}
-
 template <class Work>
 int32_t backward(const Arguments<Work>& given, int64_t threads) {
   const Units units(given.shape);
@@ -387,7 +305,7 @@ int32_t backward(const Arguments<Work>& given, int64_t threads) {
   if (!table && !x) return 0;
   const Loops<Work>& run = loops<Work>();
   std::vector<Sums> pieces(shared && table ? units.count * knots : 0);
-  const bool enough = for_each(units.count, useful(threads, given.shape), [&](int64_t i) {
+  const bool enough = for_each(units.count, threads, given.shape.elements(), [&](int64_t i) {
     const Unit unit = units.at(i);
     const Pattern<Work> pattern(given, unit, table ? kMostCopies : 1);
     std::vector<Work> gains(unit.rows * knots * pattern.copies);
@@ -413,10 +331,10 @@ int32_t backward(const Arguments<Work>& given, int64_t threads) {
 }
 
 template <class Work>
-Arguments<Work> arguments(const void* x, const void* coefficients, const void* scale, const void* inverse, void* y,
+Arguments<Work> arguments(const void* x, const void* coefficients, const void* scale, const void* inverse,
                           const LinearSplineShape& shape) {
   return {static_cast<const Work*>(x),       static_cast<const Work*>(coefficients), static_cast<const Work*>(scale),
-          static_cast<const Work*>(inverse), static_cast<Work*>(y),                  shape};
+          static_cast<const Work*>(inverse), shape};
 }
 
 template <class Work>
@@ -440,15 +358,9 @@ void no_gradient(const Arguments<Work>& given) {
 }  // namespace lipdeploy
 
 #define LIPDEPLOY_DEFINE(T, Work)                                                                                      \
-  int32_t lipdeploy_linear_spline_scaled_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_SCALED_ARGUMENTS) {                          \
-    const lipdeploy::Arguments<Work> given = lipdeploy::arguments<Work>(                                               \
-        x, coefficients, scale, inverse, y, {outer, channels, inner, rows, knots, lower, knot_spacing});               \
-    if (!lipdeploy::well_formed(given, y)) return LIPDEPLOY_BAD_ARGUMENT;                                              \
-    return given.shape.elements() == 0 ? 0 : lipdeploy::forward(given, threads);                                       \
-  }                                                                                                                    \
   int32_t lipdeploy_linear_spline_gradient_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS) {                      \
     lipdeploy::Arguments<Work> given = lipdeploy::arguments<Work>(                                                     \
-        x, coefficients, scale, inverse, nullptr, {outer, channels, inner, rows, knots, lower, knot_spacing});         \
+        x, coefficients, scale, inverse, {outer, channels, inner, rows, knots, lower, knot_spacing});         \
     given.grad = static_cast<const Work*>(grad);                                                                       \
     given.raw = static_cast<const Work*>(raw);                                                                         \
     given.grad_x = static_cast<Work*>(grad_x);                                                                         \

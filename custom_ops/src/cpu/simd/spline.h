@@ -436,29 +436,29 @@ struct Spline {
     apply(InMemory<Starts>{values, call.starts, call.period, at}, x, y, count);
   }
 
-  LIPDEPLOY_INLINE void elements(int64_t begin, int64_t end) const {
+  LIPDEPLOY_INLINE void elements(const Bits* x, Bits* y, int64_t begin, int64_t end) const {
     const LinearSplineShape& shape = call.shape;
-    if (call.starts != nullptr)
-      return fetch<true>(call.values, begin % call.period, call.x + begin, call.y + begin, end - begin);
+    if (call.starts != nullptr) return fetch<true>(call.values, begin % call.period, x, y, end - begin);
     const bool one_row = shape.rows == 1;
     const int64_t stretch = one_row ? shape.elements() : shape.inner;
     for (int64_t i = begin; i < end;) {
       const int64_t here = stretch - i % stretch, count = here < end - i ? here : end - i;
       const int64_t channel = one_row ? 0 : i / shape.inner % shape.channels;
       const Work* values = call.values + channel * shape.knots;
-      if (!permuted(values, call.x + i, call.y + i, count)) fetch<false>(values, 0, call.x + i, call.y + i, count);
+      if (!permuted(values, x + (i - begin), y + (i - begin), count)) fetch<false>(values, 0, x + (i - begin), y + (i - begin), count);
       i += count;
     }
   }
 };
 
 template <class Element>
-void spline_elements(const SplineCall<Element>& call, int64_t begin, int64_t end) {
+void spline_elements(const SplineCall<Element>& call, const typename Element::Bits* x, typename Element::Bits* y, int64_t begin,
+                     int64_t end) {
   using Work = typename Element::Work;
   const bool many = end - begin >= 16 * call.shape.knots;
   const SplineVector<Element> vector(static_cast<Work>(call.shape.lower), static_cast<Work>(call.shape.knot_spacing),
                                      call.shape.knots, many);
-  Spline<Element>{call, vector}.elements(begin, end);
+  Spline<Element>{call, vector}.elements(x, y, begin, end);
   if (call.stream) finish_streaming();
 }
 

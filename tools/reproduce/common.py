@@ -184,8 +184,8 @@ def tangent(weight: Tensor, gradient: Tensor) -> Tensor:
     return gradient - (normal @ weight if wide else weight @ normal)
 
 
-def along_the_constraint(network: nn.Module) -> None:
-    """Every dense layer's gradient becomes its ``tangent`` part."""
+def along_the_constraint(network: nn.Module, dense: type[nn.Module] = nn.Linear) -> None:
+    """The gradient of every layer of the kind ``dense`` becomes its ``tangent`` part."""
     for layer in network.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.grad is not None:
+        if isinstance(layer, dense) and isinstance(layer.weight, Tensor) and layer.weight.grad is not None:
             layer.weight.grad = tangent(layer.weight, layer.weight.grad)

@@ -26,7 +26,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import Options, once, orthonormal, parse, plt, progress, prove, rounded_up, table, tangent, write
+from common import (
+    Options,
+    along_the_constraint,
+    once,
+    orthonormal,
+    parse,
+    plt,
+    progress,
+    prove,
+    rounded_up,
+    table,
+    write,
+)
 from torch import Tensor, nn
 
 from lipdeploy.nn import GroupSort, Householder, LinearSpline, bake, parameter_groups, tv2
@@ -181,7 +193,7 @@ def train(name: str, blocks: Sequence[Block], config: Config) -> nn.Sequential:
             if config.tv2_weight:
                 loss = loss + config.tv2_weight * tv2(nets)
             loss.backward()
-            along_the_constraint(nets)
+            along_the_constraint(nets, Blocks)
             step()
             retract(nets, 1)
             advance()
@@ -219,13 +231,6 @@ def _rows(shares: Tensor, parameter: Tensor) -> Tensor:
     """Each block's entry of ``shares`` for each of its rows of ``parameter``."""
     repeated = shares.repeat_interleave(parameter.shape[0] // len(shares))
     return repeated.view(-1, *[1] * (parameter.ndim - 1))
-
-
-def along_the_constraint(nets: nn.Module) -> None:
-    """Every block's gradient becomes its ``tangent`` part."""
-    for layer in nets.modules():
-        if isinstance(layer, Blocks) and layer.weight.grad is not None:
-            layer.weight.grad = tangent(layer.weight, layer.weight.grad)
 
 
 @torch.no_grad()

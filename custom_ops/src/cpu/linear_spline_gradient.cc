@@ -35,10 +35,10 @@ template <class Work>
 struct Arguments {
   const Work *x, *coefficients, *scale, *inverse;
   LinearSplineShape shape;
-  const Work *grad = nullptr, *raw = nullptr;
-  Work *grad_x = nullptr, *grad_coefficients = nullptr, *grad_scale = nullptr, *grad_inverse = nullptr;
-  double limit = 0;
-  bool reciprocal = false;
+  const Work *grad, *raw;
+  Work *grad_x, *grad_coefficients, *grad_scale, *grad_inverse;  // null where not wanted
+  double limit;
+  bool reciprocal;
 
   bool wants_sums() const { return grad_coefficients != nullptr || grad_scale != nullptr || grad_inverse != nullptr; }
   Work scale_of(int64_t row) const { return scale == nullptr ? Work(1) : scale[row]; }
@@ -331,19 +331,12 @@ int32_t backward(const Arguments<Work>& given, int64_t threads) {
 }
 
 template <class Work>
-Arguments<Work> arguments(const void* x, const void* coefficients, const void* scale, const void* inverse,
-                          const LinearSplineShape& shape) {
-  return {static_cast<const Work*>(x),       static_cast<const Work*>(coefficients), static_cast<const Work*>(scale),
-          static_cast<const Work*>(inverse), shape};
-}
-
-template <class Work>
-bool well_formed(const Arguments<Work>& given, const void* result) {
+bool well_formed(const Arguments<Work>& given) {
   const LinearSplineShape& shape = given.shape;
   const bool pointers = given.coefficients != nullptr && (given.scale == nullptr) == (given.inverse == nullptr);
   const bool no_scale = given.scale == nullptr && (given.grad_scale != nullptr || given.grad_inverse != nullptr);
   if (!linear_spline_shape_is_valid(shape) || !pointers || no_scale) return false;
-  return shape.elements() == 0 || (given.x != nullptr && result != nullptr);
+  return shape.elements() == 0 || (given.x != nullptr && given.grad != nullptr);
 }
 
 template <class Work>
@@ -358,18 +351,21 @@ void no_gradient(const Arguments<Work>& given) {
 }  // namespace lipdeploy
 
 #define LIPDEPLOY_DEFINE(T, Work)                                                                                      \
-  int32_t lipdeploy_linear_spline_gradient_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS) {                      \
-    lipdeploy::Arguments<Work> given = lipdeploy::arguments<Work>(                                                     \
-        x, coefficients, scale, inverse, {outer, channels, inner, rows, knots, lower, knot_spacing});         \
-    given.grad = static_cast<const Work*>(grad);                                                                       \
-    given.raw = static_cast<const Work*>(raw);                                                                         \
-    given.grad_x = static_cast<Work*>(grad_x);                                                                         \
-    given.grad_coefficients = static_cast<Work*>(grad_coefficients);                                                   \
-    given.grad_scale = static_cast<Work*>(grad_scale);                                                                 \
-    given.grad_inverse = static_cast<Work*>(grad_inverse);                                                             \
-    given.limit = limit;                                                                                               \
-    given.reciprocal = reciprocal != 0;                                                                                \
-    if (!lipdeploy::well_formed(given, grad)) return LIPDEPLOY_BAD_ARGUMENT;                                           \
+  int32_t lipdeploy_linear_spline_gradient_##T##_cpu(LIPDEPLOY_LINEAR_SPLINE_GRADIENT_ARGUMENTS) {                     \
+    const lipdeploy::Arguments<Work> given{static_cast<const Work*>(x),                                                \
+                                           static_cast<const Work*>(coefficients),                                     \
+                                           static_cast<const Work*>(scale),                                            \
+                                           static_cast<const Work*>(inverse),                                          \
+                                           {outer, channels, inner, rows, knots, lower, knot_spacing},                 \
+                                           static_cast<const Work*>(grad),                                             \
+                                           static_cast<const Work*>(raw),                                              \
+                                           static_cast<Work*>(grad_x),                                                 \
+                                           static_cast<Work*>(grad_coefficients),                                      \
+                                           static_cast<Work*>(grad_scale),                                             \
+                                           static_cast<Work*>(grad_inverse),                                           \
+                                           limit,                                                                      \
+                                           reciprocal != 0};                                                           \
+    if (!lipdeploy::well_formed(given)) return LIPDEPLOY_BAD_ARGUMENT;                                                 \
     if (given.shape.elements() == 0) return lipdeploy::no_gradient(given), 0;                                          \
     try {                                                                                                              \
       return lipdeploy::backward(given, threads);                                                                      \

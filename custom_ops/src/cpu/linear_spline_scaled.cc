@@ -1,5 +1,4 @@
 // LinearSpline in training on the CPU, forward: y = s(alpha*x)/alpha, the pinned formula between two rounded products.
-#include "kernels.h"
 #include "lipdeploy/entry_points.h"
 #include "spline_tables.h"
 #include "threads.h"
@@ -7,7 +6,7 @@
 namespace lipdeploy {
 namespace {
 
-// Elements whose products lie in the first caches until the kernel has read them; and what a thread takes at once.
+// Elements whose products and values lie in the first caches until they are read; and what a thread takes at once.
 constexpr int64_t kChunk = 4096, kPiece = 8 * kChunk;
 
 // One factor for each row of coefficients.
@@ -24,39 +23,22 @@ class Factors {
 
   // to[i] = from[i] times the factor of element begin + i.
   void multiply(const Work* __restrict from, Work* __restrict to, int64_t begin, int64_t count) const {
-    each_run(begin, count, [=](int64_t i, int64_t run, const Work* factor) {
-      for (int64_t k = 0; k < run; ++k) to[i + k] = from[i + k] * factor[k];
-    }, [=](int64_t i, int64_t run, Work factor) {
-      for (int64_t k = 0; k < run; ++k) to[i + k] = from[i + k] * factor;
-    });
-  }
-
-  // The same in place.
-  void multiply(Work* __restrict numbers, int64_t begin, int64_t count) const {
-    each_run(begin, count, [=](int64_t i, int64_t run, const Work* __restrict factor) {
-      for (int64_t k = 0; k < run; ++k) numbers[i + k] *= factor[k];
-    }, [=](int64_t i, int64_t run, Work factor) {
-      for (int64_t k = 0; k < run; ++k) numbers[i + k] *= factor;
-    });
-  }
-
- private:
-  // For each stretch of elements: `different` with a factor for each of them, or `same` with the one of all.
-  template <class Different, class Same>
-  void each_run(int64_t begin, int64_t count, const Different& different, const Same& same) const {
     const int64_t period = static_cast<int64_t>(neighbours.size()), stretch = shape.rows == 1 ? begin + count : shape.inner;
     for (int64_t i = 0, run; i < count; i += run) {
       const int64_t element = begin + i;
       if (period > 0) {
+        const Work* factor = neighbours.data() + element % period;
         run = std::min(period - element % period, count - i);
-        different(i, run, neighbours.data() + element % period);
+        for (int64_t k = 0; k < run; ++k) to[i + k] = from[i + k] * factor[k];
       } else {
+        const Work factor = factors[shape.rows == 1 ? 0 : element / shape.inner % shape.channels];
         run = std::min(stretch - element % stretch, count - i);
-        same(i, run, factors[shape.rows == 1 ? 0 : element / shape.inner % shape.channels]);
+        for (int64_t k = 0; k < run; ++k) to[i + k] = from[i + k] * factor;
       }
     }
   }
 
+ private:
   const Work* factors;
   const LinearSplineShape& shape;
   std::vector<Work> neighbours;  // one for each element of a period, where runs are short
@@ -67,18 +49,18 @@ bool forward(const Work* x, const Work* coefficients, const Work* scale, const W
              const LinearSplineShape& shape, int64_t threads) {
   using Bits = typename Element::Bits;
   SplineTables<Element> tables(reinterpret_cast<const Bits*>(coefficients), shape);
-  if (scale != nullptr) tables.call.stream = false;  // results are read again at once
-  const Factors<Work> scales(scale, tables), inverses(inverse, tables);
   const SplineElements<Element> run = cpu_kernels().spline(Element{});
+  const auto evaluate = [&](const Work* from, Work* to, int64_t begin, int64_t end) {
+    run(tables.call, reinterpret_cast<const Bits*>(from), reinterpret_cast<Bits*>(to), begin, end);
+  };
+  if (scale != nullptr) tables.call.stream = false;  // values are read again at once
+  const Factors<Work> scales(scale, tables), inverses(inverse, tables);
   const auto chunk = [&](int64_t begin, int64_t end) {
-    alignas(64) Work scaled[kChunk];
-    const Work* from = x + begin;
-    if (scale != nullptr) {
-      scales.multiply(from, scaled, begin, end - begin);
-      from = scaled;
-    }
-    run(tables.call, reinterpret_cast<const Bits*>(from), reinterpret_cast<Bits*>(y + begin), begin, end);
-    if (scale != nullptr) inverses.multiply(y + begin, begin, end - begin);
+    if (scale == nullptr) return evaluate(x + begin, y + begin, begin, end);
+    alignas(64) Work scaled[kChunk], values[kChunk];
+    scales.multiply(x + begin, scaled, begin, end - begin);
+    evaluate(scaled, values, begin, end);
+    inverses.multiply(values, y + begin, begin, end - begin);
   };
   const int64_t elements = shape.elements();
   return for_each((elements - 1) / kPiece + 1, threads, elements, [&](int64_t piece) {

@@ -125,8 +125,8 @@ REASONS: dict[str, Reason] = {
     ),
     "LIP019": Reason(
         "output is not a class score",
-        "Labels and radii need an output of shape (batch, classes) or (batch, 1).",
-        "use session.run or session.output_band for other outputs",
+        "Labels and radii need an output of shape (batch, classes), or (batch, 1) with a score that can change sign.",
+        "export the scores, or use session.run and session.output_band for other outputs",
     ),
     "LIP020": Reason(
         "unsupported version",

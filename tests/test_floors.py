@@ -30,6 +30,7 @@ for part, floor in (
     ("serve", ("export", "runtime", "prove", "nn", "verify", "ops", "errors")),
     ("certify", ("runtime", "verify", "ops", "errors")),
     ("cli", ("serve", "certify", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors")),
+    ("__main__", ("cli",)),
 ):
     BELOW[part] = frozenset(floor)
 

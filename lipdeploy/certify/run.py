@@ -16,7 +16,7 @@ from lipdeploy.certify.dataset import DataSet, check_labels, open_data
 from lipdeploy.certify.images import fitted
 from lipdeploy.certify.journal import ANOTHER, Journal
 from lipdeploy.certify.results import PROGRAMS, Answers, Batch, Results
-from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
+from lipdeploy.errors import InputError, IntegrityError, Refused
 from lipdeploy.runtime import CertifiedSession
 from lipdeploy.verify import version
 from lipdeploy.verify.verdict import TensorSpec, Verdict
@@ -118,8 +118,7 @@ def classes_of(session: CertifiedSession) -> int:
     """How many classes the model tells apart: two for one logit."""
     output = session.verdict.output
     if not session.classes or output is None:
-        hint = "certify needs a classifier: an output of shape (batch, classes) or (batch, 1)"
-        raise Refused([Refusal("LIP019", output.name if output else "", "", "the output is no class score", hint)])
+        raise Refused([session.verdict.no_classes()])
     return max(output.shape[1] or 0, 2)
 
 

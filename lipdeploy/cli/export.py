@@ -194,6 +194,7 @@ def _blocks(result: ExportResult) -> list[report.Block]:
         f"Differs from torch by {parity.max_abs:.2g}{ulp} on {parity.samples} samples{agreement}.",
         *scaled,
         *_stored(result),
+        *verdicts.advice(result.verdict),
         *verdicts.assumptions([result.verdict]),
     ]
 

@@ -52,7 +52,14 @@ def _blocks(verdict: Verdict) -> list[report.Block]:
         ends.append(f"output {verdict.output.name}: {verdict.output.dtype} {verdicts.shape(verdict.output.shape)}")
     table: list[report.Block] = [verdicts.nodes(verdict)] if verdict.nodes else []
     ends += _operators(verdict)
-    return [verdicts.summary([verdict]), *ends, *_tightness(verdict), *table, *verdicts.reasons(verdict)]
+    return [
+        verdicts.summary([verdict]),
+        *ends,
+        *_tightness(verdict),
+        *table,
+        *verdicts.advice(verdict),
+        *verdicts.reasons(verdict),
+    ]
 
 
 def _operators(verdict: Verdict) -> list[str]:

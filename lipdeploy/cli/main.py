@@ -68,7 +68,3 @@ def _last_words(problem: BaseException) -> None:
 def _asks_for_debug(words: list[str]) -> bool:
     options = words[: words.index("--")] if "--" in words else words
     return "--debug" in options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

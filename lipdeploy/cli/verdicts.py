@@ -54,6 +54,19 @@ def reasons(verdict: Verdict) -> list[Block]:
     return [*lines, f"See: {', '.join(f'lipdeploy explain {code}' for code in codes)}."] if lines else []
 
 
+def advice(verdict: Verdict) -> list[Block]:
+    """What the end of a network does to its radii, in one line; nothing where it does nothing."""
+    end, output = verdict.one_sided_by, verdict.output
+    if output is None or not end:
+        return []
+    if verdict.pairwise is not None and end in ("Softmax", "Sigmoid"):
+        return [f"{output.name} comes from {end}: radii are those of probabilities, smaller than the scores' radii."]
+    if verdict.class_bounds is None and verdict.output_is_one_number:
+        refusal = verdict.no_classes()
+        return [f"No labels: {refusal.message} (try: {refusal.hint})"]
+    return []
+
+
 def assumptions(verdicts: Iterable[Verdict]) -> list[Block]:
     """What is taken on trust, each assumption once."""
     texts = dict.fromkeys(text for verdict in verdicts for text in verdict.assumptions)

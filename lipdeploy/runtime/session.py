@@ -99,7 +99,7 @@ class CertifiedSession:
         self._output: str = _name_of_output(self.verdict)
         self._stored = self._open(stored_program(source.proto), "stored program")
         self._double, self._rows_per_run = self._open_double(source.proto)
-        self._heads = _pairwise(self.verdict)
+        self._heads = self.verdict.class_bounds
         self._native: Native | None = native_of(self.library)
         self._radius_rule, self._stored_rule = (native_rule(rule, self._native) for rule in self._radius_rules())
         self._single = all(spec.dtype != np.float64 for spec in self._inputs)  # every input value is a float32 number
@@ -158,7 +158,7 @@ class CertifiedSession:
 
     @property
     def classes(self) -> bool:
-        """Whether ``predict`` can answer: the output is a row of class scores, or one logit."""
+        """Whether ``predict`` can answer: the output is a row of class scores, or one score that can change sign."""
         return self._heads is not None
 
     # Drop-in for onnxruntime.InferenceSession.
@@ -192,8 +192,8 @@ class CertifiedSession:
         ``x`` is an array (batch, ...) in the model's element type, or in another one that it holds exactly; a
         dictionary of arrays where the model has several inputs. ``epsilon``, finite and ≥ 0, in the input norm.
 
-        Raises ``InputError`` for a wrong shape, type, NaN or infinity; ``Refused`` (LIP019) where the output is not
-        a row of class scores.
+        Raises ``InputError`` for a wrong shape, type, NaN or infinity; ``Refused`` (LIP019) where the output is no row
+        of class scores, or one number that never changes sign.
         """
         wanted = checked_epsilon(epsilon)
         pairwise = self._class_bounds()
@@ -232,7 +232,7 @@ class CertifiedSession:
 
     def _open_double(self, model: onnx.ModelProto) -> tuple[onnxruntime.InferenceSession | None, int]:
         """The float64 program, where this mode needs it, and how many rows it takes at a time."""
-        if self.certify == "f32" or _pairwise(self.verdict) is None:
+        if self.certify == "f32" or self.verdict.class_bounds is None:
             return None, 0
         wide = double_model(model, self._output, self._engine.double_products)
         rows = max(1, BYTES_PER_RUN // (8 * elements_per_row(wide)))
@@ -351,9 +351,7 @@ class CertifiedSession:
 
     def _class_bounds(self) -> Array:
         if self._heads is None:
-            shape = self.verdict.output.shape if self.verdict.output else ()
-            hint = "use session.run for the values and session.output_band(epsilon) for how far they can move"
-            raise Refused([Refusal("LIP019", self._output, "", f"the output has shape {_shown(shape)}", hint)])
+            raise Refused([self.verdict.no_classes()])
         return self._heads
 
     def _in_one_call(self, feeds: dict[str, Array], pairwise: Array, wanted: float) -> Answered | None:
@@ -448,20 +446,6 @@ def _check_options(certify: str, threads: int | None) -> None:
 def _name_of_output(verdict: Verdict) -> str:
     assert verdict.output is not None  # a verified verdict has one
     return verdict.output.name
-
-
-def _pairwise(verdict: Verdict) -> Array | None:
-    """Lipschitz constants of the class differences; for one logit its own constant as a 1 × 1 matrix."""
-    if verdict.pairwise is not None:
-        return verdict.pairwise
-    output, bound = verdict.output, verdict.lipschitz_bound
-    if output is not None and bound is not None and len(output.shape) == 2 and output.shape[1] == 1:
-        return np.array([[bound.value]])
-    return None
-
-
-def _shown(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("batch" if size is None else str(size) for size in shape) + ")"
 
 
 def _no_guarantee(why: str) -> Refused:

@@ -39,9 +39,7 @@ class Contents:
     @property
     def classes(self) -> bool:
         """Whether the model answers with labels and radii."""
-        return self.verdict.pairwise is not None or (
-            self.verdict.output is not None and tuple(self.verdict.output.shape[1:]) == (1,)
-        )
+        return self.verdict.class_bounds is not None
 
     @property
     def has_own_operators(self) -> bool:

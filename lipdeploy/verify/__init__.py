@@ -168,6 +168,7 @@ def _proven(
         numeric_error=proof.numeric_error,
         inputs=proof.inputs,
         output=proof.output,
+        one_sided_by=proof.one_sided_by,
         operators=proof.operators,
         class_names=_class_names(source),
         semantic_sha256=semantic_sha256(source.proto),

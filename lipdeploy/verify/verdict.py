@@ -15,6 +15,7 @@ from lipdeploy.verify.bound import Bound, Estimate
 from lipdeploy.verify.rounding import shortest_up
 
 REPORT_SCHEMA = "lipdeploy/verify-report/v1"
+USE_VALUES = "use session.run for the values and session.output_band(epsilon) for how far they can move"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Verdict:
 
     ``status`` is ``"verified"``, ``"exceeded"``, ``"refused"`` or ``"integrity"``. ``pairwise`` is the matrix of
     proven Lipschitz constants of ``y_i − y_j`` (float64, classes × classes), or ``None`` where the output is not a
-    row of class scores. ``numeric_error`` maps ``"f32"`` and ``"f64"`` to the program's forward error, or to
+    row of class scores. ``one_sided_by`` names the operator that keeps the output on one side of 0, if one was found
+    (`lipdeploy.verify.one_sided`). ``numeric_error`` maps ``"f32"`` and ``"f64"`` to the program's forward error, or to
     ``None`` where an operator's rounding is unknown.
     """
 
@@ -78,6 +80,7 @@ class Verdict:
     numeric_error: Mapping[str, ErrorBound | None] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
     output: TensorSpec | None = None
+    one_sided_by: str = ""
     class_names: tuple[str, ...] = ()
     operators: Mapping[str, int] = field(default_factory=dict)
     file_sha256: str = ""
@@ -85,6 +88,29 @@ class Verdict:
     external_sha256: Mapping[str, str] = field(default_factory=dict)
     lower_estimate: Estimate | None = None
     elapsed_seconds: float = 0.0
+
+    @property
+    def class_bounds(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """``pairwise``; for one score that can change sign its own constant, (1, 1); ``None``: there are no classes."""
+        bound = self.lipschitz_bound
+        if self.pairwise is not None or bound is None or self.one_sided_by or not self.output_is_one_number:
+            return self.pairwise
+        return np.array([[bound.value]])
+
+    @property
+    def output_is_one_number(self) -> bool:
+        """Whether the output has the shape (batch, 1)."""
+        return self.output is not None and len(self.output.shape) == 2 and self.output.shape[1] == 1
+
+    def no_classes(self) -> Refusal:
+        """Why labels and radii are refused, where ``class_bounds`` is ``None``."""
+        name = self.output.name if self.output else ""
+        if self.output_is_one_number and self.one_sided_by:
+            why = f"the output comes from {self.one_sided_by} and never changes sign, so it tells no classes apart"
+            hint = "export the score before it (of a probability 1/2 it is 0)"
+            return Refusal("LIP019", name, "", why, f"{hint}, or {USE_VALUES}")
+        shape = ", ".join("batch" if size is None else str(size) for size in self.output.shape) if self.output else ""
+        return Refusal("LIP019", name, "", f"the output has shape ({shape})", USE_VALUES)
 
     def raise_for_status(self) -> None:
         """Raise the error that belongs to any status but ``"verified"``."""

@@ -31,6 +31,7 @@ from lipdeploy.verify.lmi import Certified
 from lipdeploy.verify.motifs import recognise
 from lipdeploy.verify.norms import Gains, Norm, PerNorm, carried_norms, norm_pair
 from lipdeploy.verify.numeric_error import PRECISIONS, ErrorState, output_error, propagate, received_input
+from lipdeploy.verify.one_sided import one_sided_by
 from lipdeploy.verify.open_sizes import is_open, opened
 from lipdeploy.verify.open_sizes import stated as stated_shape
 from lipdeploy.verify.operator_norm import ProofFailed
@@ -56,6 +57,7 @@ class Proof:
     numeric_error: Mapping[str, ErrorBound | None]
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
+    one_sided_by: str
     operators: Mapping[str, int]
 
 
@@ -149,6 +151,7 @@ class Walk:
             numeric_error=self._numeric_error(output),
             inputs=self.inputs,
             output=TensorSpec(output, value.dtype, (None, *stated_shape(value.shape))),
+            one_sided_by=one_sided_by(output, self.calls, self.values),
             operators=dict(sorted(self.judge.operators.items())),
         )
 

@@ -85,7 +85,7 @@ def process() -> Cli:
 
 def command_line(*words: str) -> Sequence[str]:
     """``lipdeploy WORDS…`` with this interpreter."""
-    return [sys.executable, "-m", "lipdeploy.cli.main", *words]
+    return [sys.executable, "-m", "lipdeploy", *words]
 
 
 def write_model(path: Path, text: str) -> Path:

@@ -165,12 +165,12 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
 
 
 def test_a_closed_standard_error_does_not_change_the_code() -> None:
-    shell = f'"{sys.executable}" -m lipdeploy.cli.main explain NOPE 2>&-'
+    shell = f'"{sys.executable}" -m lipdeploy explain NOPE 2>&-'
     assert subprocess.run(shell, shell=True, cwd=ROOT).returncode == 2
 
 
 def test_a_closed_standard_output_is_one_line() -> None:
-    shell = f'"{sys.executable}" -m lipdeploy.cli.main explain >&-'
+    shell = f'"{sys.executable}" -m lipdeploy explain >&-'
     done = subprocess.run(shell, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: standard output: cannot write: it is closed")

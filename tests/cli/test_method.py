@@ -23,7 +23,7 @@ g (float[N,12] x) => (float[N,3] y) {
 
 
 def lipdeploy(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lipdeploy.cli.main", *arguments]
+    command = [sys.executable, "-m", "lipdeploy", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 

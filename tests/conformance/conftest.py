@@ -134,7 +134,7 @@ def expected(model: Path, rows: Path) -> dict[str, np.ndarray]:
 def ours(model: Path) -> Iterator[Ours]:
     """``lipdeploy serve`` with both doors open; it must end well."""
     http, grpc = free_ports(2)
-    command = [sys.executable, "-m", "lipdeploy.cli.main", "serve", str(model)]
+    command = [sys.executable, "-m", "lipdeploy", "serve", str(model)]
     words = ["--port", str(http), "--grpc-port", str(grpc)]
     server = Running([*command, *words], model.parent / "serve.log", f"http://127.0.0.1:{http}/v2/health/ready")
     yield Ours(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")

@@ -25,7 +25,7 @@ def blocks(page: str, language: str) -> list[str]:
 def environment(programs: Path) -> dict[str, str]:
     """PATH with this interpreter's own programs; where ``lipdeploy`` is not installed, what its script would run."""
     own = Path(sys.executable).parent
-    for name, words in (("python", ""), ("lipdeploy", "-m lipdeploy.cli.main")):
+    for name, words in (("python", ""), ("lipdeploy", "-m lipdeploy")):
         if not (own / name).exists():
             program = programs / name
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')

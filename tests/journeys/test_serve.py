@@ -34,7 +34,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     (folder / "net.py").write_text(NET)
     words = ["export", "net.py:build", "-o", "digits.onnx", "--input-shape", "1,8,8", "--input-scale", "0.0625"]
-    command = [sys.executable, "-m", "lipdeploy.cli.main", *words]
+    command = [sys.executable, "-m", "lipdeploy", *words]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ class Process:
     """A running server; ``lines`` are its log so far."""
 
     def __init__(self, *words: object, cwd: Path | None = None) -> None:
-        command = [sys.executable, "-m", "lipdeploy.cli.main", "serve", *map(str, words), "--port", "0"]
+        command = [sys.executable, "-m", "lipdeploy", "serve", *map(str, words), "--port", "0"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

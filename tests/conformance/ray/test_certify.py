@@ -27,7 +27,7 @@ net (float[N, 1, 6, 6] x) => (float[N, 3] y)
 
 
 def certify(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lipdeploy.cli.main", "certify", *map(str, words)]
+    command = [sys.executable, "-m", "lipdeploy", "certify", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

@@ -108,7 +108,7 @@ class Serving:
     def __init__(self, model: Path, variables: dict[str, str], log: Path) -> None:
         self.log = log
         words = ["serve", str(model), "--engine", "ray", "--replicas", "2", "--host", "0.0.0.0", "--port", str(PORT)]
-        command = inside(HEAD, sys.executable, "-m", "lipdeploy.cli.main", *words)
+        command = inside(HEAD, sys.executable, "-m", "lipdeploy", *words)
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, env=variables, stdout=file, stderr=subprocess.STDOUT)
 

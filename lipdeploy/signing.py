@@ -41,7 +41,7 @@ Digests = Mapping[str, str]
 
 def signature_path(model: str | os.PathLike[str]) -> Path:
     """Where the signature of a model file lies: beside it, same stem, ``.sig.json``."""
-    return Path(model).with_suffix(".sig.json")
+    return certificate.beside(model, ".sig.json")
 
 
 def subjects(model: str | os.PathLike[str], file_sha256: str, external_sha256: Digests) -> dict[str, str]:

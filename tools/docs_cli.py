@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import click
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "cli.md"
@@ -42,13 +47,22 @@ def page() -> str:
     settings = {**group.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
     root = click.Context(group, info_name=PROGRAM, **settings)
     sections = [HEAD, _section(PROGRAM, group.get_help(root))]
-    for name in COMMANDS:
-        command = group.get_command(root, name)
-        if command is None:
-            raise RuntimeError(f"no command {name}")
-        context = click.Context(command, info_name=name, parent=root, **settings)
-        sections.append(_section(f"{PROGRAM} {name}", command.get_help(context)))
+    sections += [section for name in COMMANDS for section in _commands(root, name, settings)]
     return "\n".join(sections)
+
+
+def _commands(parent: click.Context, name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The sections of a command and of the commands inside it."""
+    import click
+
+    assert isinstance(parent.command, click.Group)
+    command = parent.command.get_command(parent, name)
+    if command is None:
+        raise RuntimeError(f"no command {name}")
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    yield _section(context.command_path, command.get_help(context))
+    for inner in command.list_commands(context) if isinstance(command, click.Group) else ():
+        yield from _commands(context, inner, settings)
 
 
 def _section(title: str, help_text: str) -> str:

@@ -121,7 +121,10 @@ def verdict_of(target: Target, request: Request, watch: Watch | None = None) -> 
 
 def _hints(target: Target, request: Request) -> Hints | None:
     """Multipliers, where a method that uses them was asked for: stored beside the model, else searched for."""
-    if target.method not in ("lmi", "best") or target.norm != "l2":
+    if target.method not in ("lmi", "best"):
+        return None
+    if target.norm != "l2":
+        report.note(f"{target.path}: multipliers bound the l2 norm, so in {target.norm} the product is what is proven")
         return None
     from lipdeploy.prove.multipliers import find
     from lipdeploy.verify.certificate import certificate_path, multipliers
@@ -177,9 +180,12 @@ def _recorded(judged: Judged, target: Target, request: Request) -> Judged:
 def _certificate_paths(target: Target, request: Request) -> Iterator[Path]:
     """Where a proven model, within its limits, leaves certificates."""
     from lipdeploy.cli.ratchet import baseline_of
+    from lipdeploy.verify.atomic import make_folder
     from lipdeploy.verify.certificate import certificate_path
 
     if request.certificate is not None:
         yield Path(request.certificate or certificate_path(target.path))
     if request.update_baseline and target.baseline is not None:
+        if Path(target.baseline).suffix != ".json":
+            make_folder(Path(target.baseline))
         yield baseline_of(target.path, target.baseline)

@@ -57,6 +57,8 @@ def baseline_of(model: str, baseline: str) -> Path:
     from lipdeploy.verify.certificate import certificate_path
 
     path = Path(baseline)
+    if path.suffix != ".json" and path.is_file():
+        raise InputError(f"{path}: not a certificate", hint="a baseline is a .cert.json file, or a folder of them")
     return path / certificate_path(model).name if path.is_dir() or path.suffix != ".json" else path
 
 

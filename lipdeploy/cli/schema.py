@@ -17,6 +17,8 @@ NAMES = (
     "certification-report/v1",
     "export-report/v1",
     "bench-report/v1",
+    "doctor-report/v1",
+    "reasons/v1",
 )
 
 

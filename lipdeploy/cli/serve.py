@@ -78,6 +78,8 @@ def command(models: tuple[str, ...], **given: Any) -> int:
     Open Inference Protocol v2 (REST, binary tensors), metrics at /metrics, OpenAPI at /openapi.json. Logs are JSON
     lines on standard error. SIGTERM drains and ends with code 0; SIGHUP reloads.
     """
+    if given["engine"] == "local" and (given["replicas"] != 1 or given["max_replicas"] is not None):
+        raise InputError("--replicas is for --engine ray", hint="--workers N runs N processes on this machine")
     need("onnxruntime", purpose="serve", install="lipdeploy[serve]")
     for module in ("uvicorn", "httptools", "orjson"):
         need(module, purpose="serve", install="lipdeploy[serve]")

@@ -96,8 +96,9 @@ class Repository:
         return [slot.error for slot in self.slot_list() if slot.error is not None]
 
     def missing(self) -> list[Slot]:
-        """What stands between this server and ready."""
-        return [slot for slot in self.slot_list() if slot.model is None and slot.name not in self.unloaded]
+        """What stands between this server and ready: the versions of models of which no version answers."""
+        waiting = [name for name in self.slots if name not in self.unloaded and (name, None) not in self._answering]
+        return [slot for name in waiting for slot in self.slots[name].values()]
 
     # Changing.
 
@@ -110,7 +111,7 @@ class Repository:
         """Read, verify and swap in every version of ``name``, and say what failed. Raises 404.
 
         A version that is answering goes on doing so until its successor is verified and warm, and for ever when the
-        successor fails. Versions whose file has gone are retired.
+        successor fails. Versions whose file has gone are retired. The newest comes first.
         """
         self.known(name)
         async with self._building:
@@ -123,7 +124,8 @@ class Repository:
             self._drop_all_but(name, set(files))
             for version in files:
                 self._slot(name, version)
-            failures = [await self._load_version(name, version, str(file)) for version, file in files.items()]
+            newest_first = reversed(files.items())
+            failures = [await self._load_version(name, version, str(file)) for version, file in newest_first]
         return [error for error in failures if error is not None]
 
     async def _load_version(self, name: str, version: str, path: str) -> BaseException | None:

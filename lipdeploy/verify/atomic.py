@@ -35,6 +35,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Create the folder ``path``, with those above it, unless it is there. Raises ``InputError``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path}: cannot be created: {reason}", hint="choose a folder that can be written") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

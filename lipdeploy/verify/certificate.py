@@ -46,7 +46,15 @@ ERROR_KEYS = frozenset({"c0", "c1", "x_max"})
 
 def certificate_path(model: str | os.PathLike[str]) -> Path:
     """Where the certificate of a model file lies: beside it, same stem."""
-    return Path(model).with_suffix(".cert.json")
+    return beside(model, ".cert.json")
+
+
+def beside(model: str | os.PathLike[str], suffix: str) -> Path:
+    """The path of a model file with another ``suffix``; raises ``InputError`` for ``.`` and ``/``: they have no name."""
+    path = Path(model)
+    if not path.name:
+        raise InputError(f"{model}: a folder, not a model file", hint="name the .onnx file")
+    return path.with_suffix(suffix)
 
 
 def stated(value: float) -> float:

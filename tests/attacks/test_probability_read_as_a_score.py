@@ -1,8 +1,8 @@
 """A probability is read as a score.
 
-One number per sample is a score: its sign is the class. A network that ends in a sigmoid answers with a probability, and
-the sign of a probability is the same for every input: each would be "class 1", with a radius that nothing can shrink,
-also where the probability is 0.01. Such outputs have values and a band, and no labels.
+One number per sample is a score: its sign is the class. A network that ends in a sigmoid answers with a probability,
+and the sign of a probability is the same for every input: each would be "class 1", with a radius that nothing can
+shrink, also where the probability is 0.01. Such outputs have values and a band, and no labels.
 """
 
 from __future__ import annotations

@@ -120,6 +120,20 @@ def test_schemas_are_valid_schemas_and_strict(name: str, cli: Cli) -> None:
     assert schema.read(name).isascii()
 
 
+@pytest.mark.parametrize("command", ["doctor", "explain"])
+def test_what_helpers_print_for_programs_has_its_schema(command: str, cli: Cli) -> None:
+    document = cli(command, "--json").document
+    published = json.loads(schema.read(document["schema"].removeprefix("lipdeploy/")))
+    jsonschema.Draft202012Validator(published).validate(document)
+
+
+def test_options_of_another_engine_are_not_ignored(cli: Cli, dense: Path, tmp_path: Path) -> None:
+    serve = cli("serve", dense, "--replicas", "2")
+    assert (serve.code, "--replicas is for --engine ray" in serve.error) == (2, True)
+    certify = cli("certify", dense, tmp_path / "none.npz", "--workers", "2")
+    assert (certify.code, "--workers is for --engine ray" in certify.error) == (2, True)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(shell: str, cli: Cli) -> None:
     result = cli("completion", shell)

@@ -94,3 +94,9 @@ def test_the_search_is_not_trusted(network):
     assert float(truth.lipschitz_bound) <= float(verify(network).lipschitz_bound)
     nonsense = verify(network, method="best", hints=[np.full(20, -1.0)])
     assert float(nonsense.lipschitz_bound) == float(verify(network).lipschitz_bound)
+
+
+def test_that_multipliers_serve_l2_only_is_said(network):
+    done = lipdeploy("verify", str(network), "--method", "best", "--norm", "linf")
+    assert done.returncode == 0
+    assert "multipliers bound the l2 norm, so in linf the product is what is proven" in done.stderr

@@ -192,6 +192,12 @@ def test_a_missing_baseline_is_an_error_and_not_a_pass(cli: Cli, dense: Path, tm
         assert "there is no baseline certificate (try: --update-baseline" in result.error
 
 
+def test_a_baseline_that_is_no_certificate_is_an_error(cli: Cli, dense: Path) -> None:
+    result = cli("verify", dense, "--baseline", dense, "--update-baseline")
+    assert result.code == 2
+    assert "dense.onnx: not a certificate" in result.error
+
+
 def test_a_refused_model_stays_refused(cli: Cli, unknown: Path, baseline: Path) -> None:
     assert cli("verify", unknown, "--baseline", baseline).code == 3
 
@@ -236,7 +242,6 @@ def test_update_baseline_makes_the_first_one_and_accepts_a_worse_one(
     cli: Cli, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "kept").mkdir()
     (tmp_path / ".lipdeploy.toml").write_text('baseline = "kept"\n[[models]]\npath = "dense.onnx"\n')
     assert cli("verify").code == 2
     first = cli("verify", "--update-baseline")
@@ -275,5 +280,6 @@ def test_update_baseline_needs_one_baseline_per_requirement(
 def test_a_folder_that_is_missing_is_not_taken_for_a_file(cli: Cli, dense: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert f"{missing / 'dense.cert.json'}: there is no baseline" in cli("verify", dense, "--baseline", missing).error
-    assert cli("verify", dense, "--baseline", missing, "--update-baseline").code == 2
     assert not missing.exists()
+    assert cli("verify", dense, "--baseline", missing, "--update-baseline").code == 0
+    assert [path.name for path in missing.iterdir()] == ["dense.cert.json"]

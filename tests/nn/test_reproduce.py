@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +252,14 @@ def test_the_cards_of_the_zoo_are_true(home):
 def test_the_zoo_is_there_and_small():
     assert len(COMMITTED) >= 6
     assert sum(path.stat().st_size for home in COMMITTED for path in home.iterdir()) < 1_000_000
+
+
+def test_the_zoos_table_is_that_of_its_cards_and_states_no_bound_below_the_proven_one():
+    folder = TOOLS.parent / "zoo"
+    text = (folder / "README.md").read_text("utf-8")
+    assert text == zoo.described(folder)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    stated = {row[0]: Fraction(row[3]) for row in cells[2:]}
+    for card in folder.glob("*/card.json"):
+        assert stated[card.parent.name] >= Fraction(json.loads(card.read_text("utf-8"))["proven"])
+    assert len(stated) == len(list(folder.glob("*/model.onnx")))

@@ -237,7 +237,43 @@ def test_the_newest_version_that_is_ready_answers(serve: Serve, tmp_path: Path) 
     client = serve([tmp_path / "net"])
     assert client.post(INFER, json_request(ROWS)).json["model_version"] == "1"
     assert client.get("/v2/models/net/versions/2/ready").status == 503
-    assert client.get("/v2/health/ready").status == 503
+    assert client.get("/v2/health/ready").status == 200  # the model answers
+    index = {entry["version"]: entry for entry in client.post("/v2/repository/index").json}
+    assert (index["2"]["state"], "Det3" in index["2"]["reason"]) == ("UNAVAILABLE", True)
+
+
+def test_a_new_version_takes_nothing_out_of_readiness(serve: Serve, tmp_path: Path, held: threading.Event) -> None:
+    held.set()
+    write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
+    client = serve([tmp_path / "net"])
+    held.clear()
+    write(tmp_path / "net" / "2" / "model.onnx", OTHER)
+    loading = asyncio.run_coroutine_threadsafe(client.requested("POST", "/v2/repository/models/net/load"), client.loop)
+    until(client, 503, "/v2/models/net/versions/2/ready")  # it is known, and being verified
+    assert client.get("/v2/health/ready").status == 200
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "1"
+    held.set()
+    assert loading.result(20).status == 200
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "2"
+    (tmp_path / "net" / "3").mkdir()
+    (tmp_path / "net" / "3" / "model.onnx").write_bytes(b"half of a mod")
+    assert client.post("/v2/repository/models/net/load").status == 400
+    assert client.get("/v2/health/ready").status == 200
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "2"
+
+
+def test_of_several_versions_the_newest_is_verified_first(serve: Serve, tmp_path: Path, held: threading.Event) -> None:
+    write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
+    write(tmp_path / "net" / "2" / "model.onnx", OTHER)
+    client = serve([tmp_path / "net"], wait=False)
+    client.get("/v2/health/live")
+    until(client, 503, "/v2/models/net/versions/2/ready")
+    index = {entry["version"]: entry for entry in client.post("/v2/repository/index").json}
+    assert (index["1"]["reason"], "verifying" in index["2"]["reason"]) == ("waiting to be verified", True)
+    held.set()
+    until(client, 200)
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "2"
+    until(client, 200, "/v2/models/net/versions/1/ready")
 
 
 def test_words_for_models(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from lipdeploy.verify.chain import Activation, Chain, Slopes, Sorting
 from lipdeploy.verify.check import walked
 from lipdeploy.verify.lmi import certify
 from lipdeploy.verify.operator_norm import spectral_norm_up
+from lipdeploy.verify.rounding import formatted_up
 from lipdeploy.verify.tighten import RULE, tightened
 
 Matrix = np.ndarray
@@ -186,10 +187,8 @@ def row(name: str, kind: str, chain: Chain, product: float, seconds: float) -> s
         raise SystemExit(f"{name}, {kind}: the multipliers found prove nothing")
     bound = certified.bound.value
     slack = bound / (found.rho**0.5 * chain.front.value) - 1
-    return (
-        f"| {name} | {kind} | {product:.4f} | {bound:.4f} | {product / bound:.2f}× "
-        f"| {searched:.1f} | {checked:.3f} | {slack:.0e} |"
-    )
+    bounds = f"{formatted_up(product, '.4f')} | {formatted_up(bound, '.4f')} | {product / bound:.2f}×"
+    return f"| {name} | {kind} | {bounds} | {searched:.1f} | {checked:.3f} | {slack:.0e} |"
 
 
 def graph_row(name: str, kind: str, model: onnx.ModelProto, seconds: float) -> str:
@@ -203,8 +202,9 @@ def graph_row(name: str, kind: str, model: onnx.ModelProto, seconds: float) -> s
     checked = time.process_time() - start
     parts = sum(node.rule == RULE for node in proof.nodes)
     label = kind if parts == 1 else f"{kind}, {parts} parts"
-    bound, times = proof.bound.value, f"{searched:.1f} | {checked:.3f}"
-    return f"| {name} | {label} | {product:.4f} | {bound:.4f} | {product / bound:.2f}× | {times} | |"
+    bound = proof.bound.value
+    bounds = f"{formatted_up(product, '.4f')} | {formatted_up(bound, '.4f')} | {product / bound:.2f}×"
+    return f"| {name} | {label} | {bounds} | {searched:.1f} | {checked:.3f} | |"
 
 
 def main() -> None:

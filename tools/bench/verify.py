@@ -37,6 +37,7 @@ from lipdeploy.verify import verify, version
 from lipdeploy.verify.certificate import certificate_path
 from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.operator_norm import Convolution, spectral_norm_up
+from lipdeploy.verify.rounding import formatted_up
 
 Array = np.ndarray
 CONV_NET = ((3, 64, 1, 32), (64, 128, 2, 32), (128, 256, 2, 16))
@@ -105,7 +106,8 @@ def conv() -> None:
         seconds = np.array([found[name][0] for name in ("scratch", "hints", "fft")])
         sums += seconds
         loose = bound / largest_singular_value(kernel, size, stride) - 1
-        print(f"| {inputs}→{outputs} s{stride} @{size} | {bound:.6f} | {loose:.1e} | {_timing(seconds)}", flush=True)
+        stated = formatted_up(bound, ".6f")
+        print(f"| {inputs}→{outputs} s{stride} @{size} | {stated} | {loose:.1e} | {_timing(seconds)}", flush=True)
     print(f"| together | | | {_timing(sums)}", flush=True)
 
 

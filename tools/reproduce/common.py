@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import lipdeploy as lip
+from lipdeploy.verify.rounding import formatted_up
 
 FOLDER = TOOLS.parent / "build" / "reproduce"
 STDERR = Console(stderr=True)
@@ -137,7 +138,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def rounded_up(bound: float) -> str:
     """An upper bound to seven places, never below it."""
-    return f"{math.ceil(bound * 1e7) / 1e7:.7f}"
+    return formatted_up(bound, ".7f")
 
 
 def rounded_down(bound: float) -> str:

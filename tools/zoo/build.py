@@ -36,6 +36,7 @@ from training import Recipe, steps, train
 
 import lipdeploy as lip
 from lipdeploy.nn import AOLConv2d, BjorckLinear, GroupSort, LinearSpline
+from lipdeploy.verify.rounding import formatted_up
 
 FOLDER = TOOLS.parent / "zoo"
 L2_RADII, LINF_RADII = (0.1, 0.3, 0.5, 1.0), (0.02, 0.05, 0.1)
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{name}: {entry.about}" for name, entry in ZOO.items()))
         return 0
     missing = [name for name in options.only or ZOO if not _build(name, options.output, options.limit)]
-    _write_table(options.output)
+    (options.output / "README.md").write_text(described(options.output), "utf-8")
     return 2 if missing else 0
 
 
@@ -224,7 +225,8 @@ def _build(name: str, folder: Path, limit: int | None) -> bool:
     return True
 
 
-def _write_table(folder: Path) -> None:
+def described(folder: Path) -> str:
+    """The table of all cards in ``folder``: what its README.md holds. Bounds are rounded up."""
     cards = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/card.json"))]
     lines = [
         "# The zoo",
@@ -240,9 +242,10 @@ def _write_table(folder: Path) -> None:
     for card in cards:
         shares = ", ".join(f"{share} % at {e}" for e, share in card.get("certified_accuracy", {}).items())
         quality = f"{card['accuracy']} %" if "accuracy" in card else f"{card['psnr_noisy']} → {card['psnr']} dB"
-        cells = (card["name"], card["network"], card["norm"], f"{card['proven']:.7f}", quality, shares or "–")
+        proven = formatted_up(card["proven"], ".7f")
+        cells = (card["name"], card["network"], card["norm"], proven, quality, shares or "–")
         lines.append(f"| {' | '.join(cells)} | {card['bytes'] / 1000:.0f} |")
-    (folder / "README.md").write_text("\n".join(lines) + "\n", "utf-8")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from lipdeploy.verify.bound import ONE, ZERO, Bound, total
 from lipdeploy.verify.norms import Gains, Norm, PerNorm, apply, diagonal, relax, stack
 
 #: How several inputs meet in one output. ``sum``: ‖Δy‖ ≤ Σ gᵢ‖Δxᵢ‖. ``stack``: every output entry moves at most as
-#: far as the farthest of its counterparts, so the pieces' norms stack like those of a concatenation.
-Join = Literal["sum", "stack"]
+#: far as the farthest of its counterparts, so the pieces' norms stack like those of a concatenation. ``root``: as far
+#: as the root of the sum of their squares, which is above the farthest in ℓ∞.
+Join = Literal["sum", "stack", "root"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def joined(step_gains: Sequence[Gains], join: Join, inputs: Sequence[PerNorm], n
 
 def merge(join: Join, norm: Norm, bounds: Sequence[Bound]) -> Bound:
     """One norm of what several inputs do together."""
-    return total(bounds) if join == "sum" else stack(norm, bounds)
+    if join == "sum":
+        return total(bounds)
+    return stack(Norm.L2 if join == "root" and norm is Norm.LINF else norm, bounds)
 
 
 def plus(first: PerNorm, second: Mapping[Norm, Bound]) -> dict[Norm, Bound]:

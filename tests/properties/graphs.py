@@ -220,6 +220,19 @@ def residual(g: Growing) -> None:
 
 
 @step()
+def root_of_squares(g: Growing) -> None:
+    """√(a² + b² (+ c²)) of tensors that move together: a modulus, an ℓ2 residual."""
+    sources, shape = [g.name], g.shape
+    for _ in range(int(g.rng.integers(1, 3))):
+        sources.append(g.add(str(g.rng.choice(["Neg", "Tanh", "Relu"])), sources[0], shape=shape))
+    squares = [g.add("Mul", source, source) for source in sources]
+    total = squares[0]
+    for square in squares[1:]:
+        total = g.add("Add", total, square)
+    g.add("Sqrt", total)
+
+
+@step()
 def branches(g: Growing) -> None:
     source = g.name
     first = g.add("Relu", source)
@@ -305,8 +318,8 @@ def clip(g: Growing) -> None:
     g.add("Clip", g.name, low, high)
 
 
-def grow(seed: int, length: int) -> onnx.ModelProto:
-    """The graph that belongs to a seed."""
+def grow(seed: int, length: int, *last: Step) -> onnx.ModelProto:
+    """The graph that belongs to a seed, with the steps ``last`` at its end."""
     rng = np.random.default_rng(seed)
     shape = (int(rng.integers(1, 7)),) if rng.random() < 0.5 else tuple(int(n) for n in rng.integers(2, 5, 3))
     g = Growing(rng, shape, shape)
@@ -315,7 +328,20 @@ def grow(seed: int, length: int) -> onnx.ModelProto:
             break
         fitting = [function for fits, function in STEPS if fits(g)]
         fitting[int(rng.integers(0, len(fitting)))](g)
+    for final in last:
+        final(g)
     return g.model()
 
 
+def flat_then_gemm(g: Growing) -> None:
+    g.add("Flatten", g.name, shape=(int(np.prod(g.shape)),))
+    gemm(g)
+
+
 models = st.builds(grow, st.integers(0, 2**32 - 1), st.integers(1, 6))
+#: Several tensors that move together meet under a root, in front of the layer whose weights bound the class pairs.
+rooted = st.builds(
+    lambda seed, length: grow(seed, length, root_of_squares, flat_then_gemm),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 3),
+)

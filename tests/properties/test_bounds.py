@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from lipdeploy.ops import attach_functions
-from tests.properties.graphs import models
+from tests.properties.graphs import models, rooted
 from tests.verify.models import best_ratio, bound, double_runner, judge, lengths, session
 
 QUICK = settings(
@@ -35,7 +35,7 @@ def test_every_drawn_graph_is_judged(proto: onnx.ModelProto) -> None:
 
 @QUICK
 @seed(2)
-@given(models, st.sampled_from(NORMS))
+@given(models | rooted, st.sampled_from(NORMS))
 def test_no_sampled_ratio_beats_the_bound(proto: onnx.ModelProto, norm: str) -> None:
     proven = bound(proto, norm)
     seen = best_ratio(double_runner(proto), input_shape(proto), norm, samples=48, rounds=3)
@@ -44,7 +44,7 @@ def test_no_sampled_ratio_beats_the_bound(proto: onnx.ModelProto, norm: str) -> 
 
 @QUICK
 @seed(3)
-@given(models, st.sampled_from(NORMS))
+@given(models | rooted, st.sampled_from(NORMS))
 def test_no_sampled_difference_of_scores_beats_its_pair_bound(proto: onnx.ModelProto, norm: str) -> None:
     verdict = judge(proto, norm)
     assume(verdict.pairwise is not None)

@@ -60,7 +60,7 @@ class _Squares:
 def root_of_squares(call: Call, values: Values) -> Found | None:
     """√(A·x² + c) with A, c ≥ 0 is a norm of each row: √‖A‖₁ in ℓ2, √‖A‖∞ in ℓ∞, √(m·‖A‖₁) in ℓ1 (Lemma S8).
 
-    m is in how many rows an entry occurs. Several sources stack. Spellings: Sqrt or Pow(½) of pools, sums, means and
+    m is in how many rows an entry occurs. The squares of several sources add up. Spellings: Sqrt or Pow(½) of pools, sums, means and
     non-negative constants over Mul(x, x), Pow(x, 2) or ReduceSumSquare; also with torch's Sign·Relu∘Abs in between.
     """
     if call.attributes or not _is_root(call, values):
@@ -69,13 +69,12 @@ def root_of_squares(call: Call, values: Values) -> Found | None:
     if squares is None or len({share.source.dtype for share in squares.shares}) != 1:
         return None
     size, shares = math.prod(squares.shape), squares.shares
-    several = Bound(sqrt_up(float(len(shares))))
     gains = tuple(
-        per_norm(_root(Bound(float(share.coverage)) * share.columns), _root(share.columns), several * _root(share.rows))
+        per_norm(_root(Bound(float(share.coverage)) * share.columns), _root(share.columns), _root(share.rows))
         for share in shares
     )
     at_zero = {norm: constant_norm(norm, _root(squares.constant), size) for norm in Norm}
-    step = Step(squares.shape, gains, "root of squares", "stack", at_zero, _rounding(squares, at_zero))
+    step = Step(squares.shape, gains, "root of squares", "root", at_zero, _rounding(squares, at_zero))
     return tuple(share.source for share in shares), step
 
 

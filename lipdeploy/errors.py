@@ -77,7 +77,7 @@ REASONS: dict[str, Reason] = {
     "LIP010": Reason(
         "operator is not globally Lipschitz",
         "No finite constant holds for this operator over all inputs.",
-        "replace it by a Lipschitz layer, or cut the graph before it (--graph-output NAME)",
+        "replace it by a Lipschitz layer, or end the network before it",
     ),
     "LIP011": Reason(
         "no proof in this norm",
@@ -108,7 +108,7 @@ REASONS: dict[str, Reason] = {
     "LIP016": Reason(
         "which output?",
         "The graph has several outputs, and a certificate is about one.",
-        "name it with --graph-output NAME (output_name= in Python)",
+        "name it with --graph-output NAME (output_name= in Python); to export, return one tensor",
     ),
     "LIP017": Reason(
         "constant could not be evaluated exactly",
@@ -152,7 +152,7 @@ REASONS: dict[str, Reason] = {
         "too large to prove",
         "A tensor, or the work that its proof takes, lies above a fixed limit: a small file can describe sizes that no "
         "machine can work through, and a check must end.",
-        "verify at a smaller input size, or cut the graph before this node (--graph-output NAME)",
+        "verify at a smaller input size, or end the network before this node",
     ),
 }
 

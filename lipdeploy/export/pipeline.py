@@ -185,12 +185,20 @@ def _expected(program: Program, feeds: Sequence[Tensor]) -> list[Array]:
         shapes = ", ".join(str(tuple(value.shape)) for value in feeds)
         raise InputError(
             f"the network cannot run on an input of shape {shapes}: {first_line(error)}",
-            hint="check the input shape (--input-shape excludes the batch) and the preprocessing",
+            hint=_how_to_run(error, feeds),
         ) from error
     outputs = output if isinstance(output, tuple | list) else (output,)
     if not outputs or not all(isinstance(value, Tensor) for value in outputs):
         raise InputError(f"the network returns {type(output).__name__}", hint="return a tensor, or a tuple of tensors")
     return [value.detach().cpu().numpy() for value in outputs]
+
+
+def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
+    if "Guard failed" in str(error):  # what torch.export found in its example and fixed
+        return "leave the batch open: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))"
+    if all(value.ndim == 1 for value in feeds):
+        return "axis 0 of the example is the batch: x[None] is a batch of one"
+    return "check the input shape (--input-shape excludes the batch) and the preprocessing"
 
 
 def _check_class_names(options: ExportOptions, expected: Sequence[Array]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import pickle
 import sys
@@ -44,6 +45,9 @@ def load_target(target: str, checkpoint: str | os.PathLike[str] | None = None) -
 
 def _load_program(path: Path) -> nn.Module:
     _require_file(path)
+    log = logging.getLogger("torch.export")  # it prints a traceback before it raises
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         return torch.export.load(path).module()
     except Exception as error:
@@ -51,6 +55,8 @@ def _load_program(path: Path) -> nn.Module:
             f"{path} is not a readable torch.export program: {_line(error)}",
             hint="write it with torch.export.save, with the same version of torch",
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def _import(name: str) -> ModuleType:
@@ -139,7 +145,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
     except (RuntimeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} does not fit the network: {_mismatch(network, state, error)}",
-            hint="build the network with the options that it was trained with",
+            hint=_how_to_fit(network, state),
         ) from error
 
 
@@ -168,6 +174,18 @@ def _mismatch(network: nn.Module, state: dict[str, Any], error: Exception) -> st
         *sorted(shapes)[:3],
     ]
     return "; ".join(parts) or _line(error)
+
+
+def _how_to_fit(network: nn.Module, state: dict[str, Any]) -> str:
+    """Weights of a wrapped network, and those among other things, are the usual reasons."""
+    own = set(network.state_dict())
+    for prefix in ("module.", "_orig_mod.", "model.", "net.", "network."):
+        if own <= {key.removeprefix(prefix) for key in state if key.startswith(prefix)}:
+            return f"the keys begin with '{prefix}': save the state_dict of the network inside"
+    inner = [key for key, value in state.items() if isinstance(value, dict) and own <= value.keys()]
+    if inner:
+        return f"the weights are under '{inner[0]}': save that dictionary alone, or under 'state_dict'"
+    return "build the network with the options that it was trained with"
 
 
 def _some(keys: list[str]) -> str:

@@ -134,18 +134,25 @@ def _converted(array: Array, spec: TensorSpec) -> Array:
     if changed.any():
         where = tuple(int(i) for i in np.argwhere(changed)[0])
         raise InputError(
-            f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}, and {array[where]!r} at index {where} "
+            f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}, and {array[where]} at index {where} "
             f"is not a {spec.dtype} number; the radius is around the exact input",
-            hint=f"convert it yourself: x.astype('{spec.dtype}')",
+            hint=_how_to_convert(spec.dtype),
         )
     return converted
+
+
+def _how_to_convert(dtype: np.dtype[Any]) -> str:
+    if dtype.kind not in "iu":
+        return f"convert it yourself: x.astype('{dtype}')"
+    limits = np.iinfo(dtype)
+    return f"send whole numbers from {limits.min} to {limits.max}; the network scales them itself"
 
 
 def _kept(array: Array, converted: Array, dtype: np.dtype[Any]) -> Array:
     """Where the conversion kept the value."""
     to_float, from_float = dtype.kind not in "biu", array.dtype.kind not in "biu"
     if from_float and to_float:
-        same: Array = np.isfinite(converted) & (converted.astype(np.float64) == array.astype(np.float64))
+        same: Array = np.isfinite(converted) & (_widest(converted) == _widest(array))
         return same
     if to_float:
         limit = 2 ** SIGNIFICAND_BITS[dtype.name]
@@ -155,10 +162,15 @@ def _kept(array: Array, converted: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind == "b":
         return np.ones(array.shape, dtype=bool)
     if from_float:
-        wide = array.astype(np.float64)
+        wide = _widest(array)
         whole: Array = (wide == np.trunc(wide)) & (wide >= float(low)) & (wide < float(high) + 1.0)
         return whole
     return _within(array, low, high)
+
+
+def _widest(array: Array) -> Array:
+    """The same numbers in float64, or in long double where they are that."""
+    return array.astype(np.promote_types(array.dtype, np.float64), copy=False)
 
 
 def _within(array: Array, low: int, high: int) -> Array:

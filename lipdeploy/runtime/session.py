@@ -98,8 +98,9 @@ class CertifiedSession:
         self._inputs: tuple[TensorSpec, ...] = self.verdict.inputs
         self._output: str = _name_of_output(self.verdict)
         self._stored = self._open(stored_program(source.proto), "stored program")
-        self._double, self._rows_per_run = self._open_double(source.proto)
         self._heads = self.verdict.class_bounds
+        self._error_constants()  # where no program's are known, this says it best
+        self._double, self._rows_per_run = self._open_double(source.proto)
         self._native: Native | None = native_of(self.library)
         self._radius_rule, self._stored_rule = (native_rule(rule, self._native) for rule in self._radius_rules())
         self._single = all(spec.dtype != np.float64 for spec in self._inputs)  # every input value is a float32 number
@@ -280,7 +281,7 @@ class CertifiedSession:
         program = "f32" if self.certify == "f32" else "f64"
         uncovered = self._uncovered()
         if program == "f32" and uncovered is not None:
-            raise _no_guarantee(uncovered)
+            raise _no_guarantee(uncovered, "certify='f64' or certify='adaptive'")
         error = self.verdict.numeric_error.get(program)
         if error is None:
             raise self._unknown_rounding(program)
@@ -448,5 +449,5 @@ def _name_of_output(verdict: Verdict) -> str:
     return verdict.output.name
 
 
-def _no_guarantee(why: str) -> Refused:
-    return Refused([Refusal("LIP018", "", "", why)])
+def _no_guarantee(why: str, hint: str = "") -> Refused:
+    return Refused([Refusal("LIP018", "", "", why, hint)])

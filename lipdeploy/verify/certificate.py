@@ -50,7 +50,7 @@ def certificate_path(model: str | os.PathLike[str]) -> Path:
 
 
 def beside(model: str | os.PathLike[str], suffix: str) -> Path:
-    """The path of a model file with another ``suffix``; raises ``InputError`` for ``.`` and ``/``: they have no name."""
+    """The path of a model file with another ``suffix``; ``InputError`` for ``.`` and ``/``, which have no name."""
     path = Path(model)
     if not path.name:
         raise InputError(f"{model}: a folder, not a model file", hint="name the .onnx file")

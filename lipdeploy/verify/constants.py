@@ -27,10 +27,9 @@ def evaluate(call: Call) -> Constant | None:
     """
     if len(call.output_names) != 1:
         raise call.refuse("LIP017", f"computes {len(call.output_names)} constants at once")
-    if call.op == "Shape" and not call.domain:
-        return _named(call, _shape(call))
-    if call.op == "CastLike" and not call.domain:
-        return _cast_like(call)
+    if call.op in ("Shape", "CastLike") and not call.domain:  # constant also where their input is not
+        check_form(call)
+        return _named(call, _shape(call)) if call.op == "Shape" else _cast_like(call)
     values = [call.optional(index) for index in range(len(call.inputs))]
     if any(isinstance(value, Flow) for value in values):
         return None

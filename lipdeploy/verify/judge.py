@@ -17,6 +17,7 @@ from lipdeploy.verify.step import Step
 WEIGHTS_ONLY = (
     "quantise the weights only: integers, their scales and DequantizeLinear (lipdeploy export --weights int8)"
 )
+SCORES = "export the scores before it: the class is the same"
 FIRST_WITH_BODIES = 17  # the oldest opset for which lipdeploy.ops writes function bodies
 #: Operators that do no arithmetic, so that integer activations cannot overflow in them.
 MOVES_INTEGERS = frozenset(
@@ -82,6 +83,6 @@ def _no_rule(call: Call) -> Refused:
         call.flows()  # what an integer activation was made by has a better reason
         return call.refuse("LIP015", "dequantises numbers that depend on the input", WEIGHTS_ONLY)
     if not call.domain and call.op in NOT_LIPSCHITZ:
-        hint = WEIGHTS_ONLY if call.op in QUANTISES else ""
+        hint = WEIGHTS_ONLY if call.op in QUANTISES else SCORES if call.op == "LogSoftmax" else ""
         return call.refuse("LIP010", f"{name} has no finite Lipschitz constant, or no useful one", hint)
     return call.refuse("LIP001", f"there is no rule for {name}")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from lipdeploy.verify.bound import ONE, UNBOUNDED, Bound
+from lipdeploy.verify.form import check_form
 from lipdeploy.verify.graph import Call, Constant, Flow
 from lipdeploy.verify.norms import Norm, diagonal, per_norm
 from lipdeploy.verify.open_resizing import resize
@@ -39,6 +40,7 @@ def judge_open(call: Call) -> list[Step]:
 
 def _refuse_unknown(call: Call) -> None:
     """What every rule checks first, for the rules here."""
+    check_form(call)
     unknown = sorted(set(call.attributes) - RULES[call.domain, call.op].attributes)
     for flag in sorted(FLAGS.intersection(call.attributes)):
         if call.integer(flag) not in (0, 1):

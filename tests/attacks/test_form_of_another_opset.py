@@ -87,3 +87,35 @@ def test_a_constant_that_the_opset_does_not_compute(opset: int, constant: str) -
     verdict = verify(parser.parse_model(f"{head} {{ c = {constant} y = Add(x, c) }}").SerializeToString())
     assert verdict.status == "refused"
     assert [refusal.code for refusal in verdict.refusals] == ["LIP002"]
+
+
+OPEN = {
+    "ReduceMean<axes>": (18, "y = ReduceMean<axes = [2, 3]>(x)"),
+    "ReduceMax with an input": (13, "y = ReduceMax(x, axes)"),
+    "Pad with axes": (13, "p = Constant<value_ints = [1, 1]>() y = Pad(x, p, , axes)"),
+    "AveragePool<dilations>": (13, "y = AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(x)"),
+    "Resize<axes>": (
+        13,
+        's = Constant<value_floats = [2.0, 2.0]>() y = Resize<axes = [2, 3], mode = "nearest", nearest_mode = "floor", '
+        'coordinate_transformation_mode = "asymmetric">(x, , s)',
+    ),
+    "Shape<start>": (13, "s = Shape<start = 3, end = 4>(x) y = Expand(x, s)"),
+    "Shape<unknown>": (20, "s = Shape<wobble = 3>(x) y = Reshape(x, s)"),
+}
+
+
+@pytest.mark.parametrize("form", OPEN)
+@pytest.mark.parametrize("size", ["height, width", "1, 1"])
+def test_images_of_open_size_and_shapes(form: str, size: str) -> None:
+    """What is evaluated for images of any size, or as a constant, passes the same gate."""
+    opset, body = OPEN[form]
+    text = (
+        f'<ir_version: 8, opset_import: ["": {opset}]> g (float[N,3,{size}] x) => (float y) '
+        f"<int64[1] axes = {{2}}> {{ {body} }}"
+    )
+    verdict = verify(parser.parse_model(text).SerializeToString())
+    assert verdict.status == "refused"
+    assert {refusal.code for refusal in verdict.refusals} <= {
+        "LIP002",
+        "LIP006",
+    }  # a shape of open size is refused anyway

@@ -48,6 +48,7 @@ def test_values_that_float32_holds_are_accepted_and_kept(given):
         np.int64([[2**24 + 1, 0, 0]]),
         np.uint64([[2**64 - 1, 0, 0]]),
         np.int64([[-(2**63), 1, 0]]),
+        np.array([[1, 0, 0]], np.longdouble) + np.longdouble(2.0) ** -60,
     ],
 )
 def test_values_that_float32_would_round_are_refused(given):
@@ -67,10 +68,30 @@ def test_bytes_accept_what_is_a_byte(given):
     assert program_tensor(given, BYTE).tolist() == [[0, 255, 7]]
 
 
-@pytest.mark.parametrize("given", [[[0, 256, 7]], [[-1, 0, 7]], np.float32([[0.5, 0, 0]]), np.float64([[1e300, 0, 0]])])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [[0, 256, 7]],
+        [[-1, 0, 7]],
+        np.float32([[0.5, 0, 0]]),
+        np.float64([[1e300, 0, 0]]),
+        np.array([[3, 0, 0]], np.longdouble) - np.longdouble(2.0) ** -60,
+    ],
+)
 def test_bytes_refuse_everything_else(given):
-    with pytest.raises(InputError, match="is not a uint8 number"):
+    with pytest.raises(InputError, match="is not a uint8 number") as error:
         program_tensor(given, BYTE)
+    assert error.value.hint.startswith("send whole numbers from 0 to 255")
+
+
+def test_a_long_double_of_few_digits_is_accepted():
+    assert program_tensor(np.array([[1, 2.5, -3]], np.longdouble), FLOAT).tolist() == [[1, 2.5, -3]]
+
+
+def test_float64_does_not_round_a_long_double():
+    given = np.array([[1, 0, 0]], np.longdouble) + np.longdouble(2.0) ** -60
+    with pytest.raises(InputError, match="is not a float64 number"):
+        program_tensor(given, spec(np.float64, 3))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

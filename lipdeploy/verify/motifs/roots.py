@@ -60,8 +60,9 @@ class _Squares:
 def root_of_squares(call: Call, values: Values) -> Found | None:
     """√(A·x² + c) with A, c ≥ 0 is a norm of each row: √‖A‖₁ in ℓ2, √‖A‖∞ in ℓ∞, √(m·‖A‖₁) in ℓ1 (Lemma S8).
 
-    m is in how many rows an entry occurs. The squares of several sources add up. Spellings: Sqrt or Pow(½) of pools, sums, means and
-    non-negative constants over Mul(x, x), Pow(x, 2) or ReduceSumSquare; also with torch's Sign·Relu∘Abs in between.
+    m is in how many rows an entry occurs. The squares of several sources add up. Spellings: Sqrt or Pow(½) of pools,
+    sums, means and non-negative constants over Mul(x, x), Pow(x, 2) or ReduceSumSquare; also with torch's
+    Sign·Relu∘Abs in between.
     """
     if call.attributes or not _is_root(call, values):
         return None

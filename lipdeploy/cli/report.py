@@ -32,6 +32,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+#: Characters that a column of words keeps on a narrow terminal, and those between columns.
+LEAST_WORD, PADDING = 8, 3
 #: What a report is made of: a line of text, or a table.
 Block = str | Table
 
@@ -216,13 +218,20 @@ def _draw(table: Table) -> None:
     from rich.table import Table as Drawing
     from rich.text import Text
 
-    drawing = Drawing(box=box.SIMPLE_HEAD)
-    for column in table.columns:
-        drawing.add_column(Text(column), overflow="fold")
+    drawing, least = Drawing(box=box.SIMPLE_HEAD), 0
+    for place, column in enumerate(table.columns):
+        widest = max((len(row[place]) for row in table.rows if _is_number(row[place])), default=0)
+        drawing.add_column(Text(column), overflow="fold", min_width=widest)  # half a number is another number
+        least += max(widest, LEAST_WORD) + PADDING
     for row in table.rows:
         drawing.add_row(*(Text(printable(cell), style=_style(cell)) for cell in row))
     with _guarded_output() as stream:
-        Console(file=stream).print(drawing)
+        console = Console(file=stream)
+        console.print(drawing, width=max(console.width, least), crop=False, no_wrap=True)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.lstrip("-≥≤ ")[:1].isdigit()
 
 
 def _style(cell: str) -> str:

@@ -77,6 +77,20 @@ def test_a_piped_table_is_plain_and_aligned(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "model        bound ≤\na.onnx       1.5\nlonger.onnx  12\n"
 
 
+@pytest.mark.parametrize("columns", [20, 40, 60, 100])
+def test_no_terminal_is_so_narrow_that_a_number_breaks(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.99999 above 83 is read as 0.99999: below the bound."""
+    numbers = ("0.9999983", "1.000000000000002", "-12")
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    cells = ("layers.0.parametrizations.weight", *numbers, "models/a_rather_long_name.onnx")
+    report.show([report.Table(("node", "bound ≤", "limit", "shape", "file"), (cells,))])
+    drawn = terminal.getvalue()
+    assert all(number in drawn for number in numbers)
+    assert "…" not in drawn  # and nothing is cut off
+
+
 @pytest.mark.parametrize("no_color", [True, False])
 def test_a_table_on_a_terminal_is_drawn_and_honours_no_color(no_color: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")

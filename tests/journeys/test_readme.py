@@ -14,6 +14,7 @@ import pytest
 
 from lipdeploy.cli import schema
 from tests.journeys.conftest import ROOT, Shell, blocks
+from tests.serve.processes import ask, serving, until_ready
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -77,3 +78,29 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_requests_of_the_pages_are_answered_as_they_say(
+    journey: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """The bodies behind ``curl -d`` in README and docs/serving.md, sent as they stand."""
+    folder, _ = journey
+    pages = (blocks("README.md", "text"), blocks("docs/serving.md", "sh"))
+    bodies = [re.findall(r"/v2/models/net/infer -d '(.*?)'", "\n".join(found), re.DOTALL) for found in pages]
+    assert [len(found) for found in bodies] == [1, 1]
+    (promised,) = (json.loads(block) for block in blocks("docs/serving.md", "json") if "model_name" in block)
+    with serving("net.onnx", "--max-lipschitz", "1.0", "--epsilon", "0.1", cwd=folder) as server:
+        _, port = server.listening()
+        until_ready(port)
+        first, second = (ask(port, "POST", "/v2/models/net/infer", found[0].encode()) for found in bodies)
+    assert (first.status, second.status) == (200, 200)
+    answer = {output["name"]: output["data"] for output in first.json["outputs"]}
+    assert answer["label"] == promised["outputs"][0]["data"]
+    assert answer["certified"] == [True]
+    told = second.json
+    assert told["outputs"][0] == promised["outputs"][0]
+    # Orthonormal weights come out a little differently on other processors.
+    assert told["outputs"][1]["data"] == pytest.approx(promised["outputs"][1]["data"], rel=1e-5)
+    assert told["outputs"][2] == promised["outputs"][2]
+    assert set(told["parameters"]) == set(promised["parameters"])
+    assert (told["model_name"], told["model_version"]) == (promised["model_name"], promised["model_version"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 
@@ -33,6 +34,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"lipdeploy.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a name that is nearly a command's is answered with that one."""
+        near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+        if near and args[0] not in COMMANDS:
+            ctx.fail(f"no such command '{args[0]}'; did you mean {' or '.join(near)}?")
+        return super().resolve_command(ctx, args)
 
 
 @click.group(

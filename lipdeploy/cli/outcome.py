@@ -25,7 +25,10 @@ def end(problem: BaseException, *, debug: bool) -> int:
     if isinstance(problem, KeyboardInterrupt | click.Abort):
         report.diagnostic("interrupted")
         return INTERRUPTED
-    report.error(*describe(problem))
+    if isinstance(problem, click.exceptions.NoArgsIsHelpError):
+        report.diagnostic(problem.format_message())
+    else:
+        report.error(*describe(problem))
     report.flush_quietly()
     return exit_code(problem)
 

@@ -214,7 +214,8 @@ def json_value(data: bytes | bytearray) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise bad(f"not JSON: {error}") from None
+        why = "; NaN and infinity are not JSON, and values must be finite" if b"NaN" in data or b"Inf" in data else ""
+        raise bad(f"not JSON: {error}{why}") from None
     except RecursionError:
         raise bad("not JSON: too deeply nested") from None
 

@@ -190,4 +190,5 @@ def formatted_up(value: float, spec: str) -> str:
 def _decimal(value: float, digits: int, rounding: str) -> str:
     if not math.isfinite(value):
         return repr(value)
-    return f"{Context(prec=digits, rounding=rounding).create_decimal(Decimal(value)):g}"
+    rounded = Context(prec=digits, rounding=rounding).create_decimal(Decimal(value))
+    return f"{rounded:f}" if 0 <= rounded.adjusted() < DIGITS else f"{rounded:g}"  # 100, not 1e+2

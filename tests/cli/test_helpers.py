@@ -177,3 +177,17 @@ def test_the_published_schemas_are_all_listed() -> None:
     files = {path.stem for path in (ROOT / "lipdeploy" / "cli" / "schemas").glob("*.json")}
     assert files == {name.replace("/", "-") for name in schema.NAMES}
     assert json.loads(schema.read("prediction/v1"))["title"] == "lipdeploy/prediction/v1"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("verfy", "verify"), ("exprot", "export"), ("predic", "predict")])
+def test_a_misspelled_command_is_answered_with_the_near_one(word: str, meant: str, cli: Cli) -> None:
+    result = cli(word, "net.onnx")
+    assert result.code == 2
+    assert f"no such command '{word}'; did you mean {meant}" in result.error
+
+
+def test_a_group_alone_prints_its_help(cli: Cli) -> None:
+    result = cli("package")
+    assert result.code == 2
+    assert result.err.startswith("Usage: lipdeploy package")
+    assert "\n  triton" in result.err

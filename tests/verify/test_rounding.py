@@ -21,6 +21,8 @@ from lipdeploy.verify.rounding import (
     gamma_up,
     hypot_up,
     mul_up,
+    shortest_down,
+    shortest_up,
     sqrt_up,
     up,
 )
@@ -125,3 +127,11 @@ def test_decimals_stay_on_their_side(convert: Callable[[float, int], str]) -> No
 
 def test_bounds_print_upwards() -> None:
     assert decimal_up(1.00000412, 7) == "1.000005"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(100.0, "100"), (1000.0, "1000"), (0.5, "0.5"), (1e16, "10000000000000000"), (1e17, "1e+17")]
+)
+def test_what_people_read_has_no_needless_exponent(value: float, text: str) -> None:
+    assert shortest_up(value) == text
+    assert shortest_down(value) == text

@@ -9,11 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
+import docs_api
 import docs_cli
 import docs_rules
 
 PAGES: tuple[tuple[Path, Callable[[], str]], ...] = (
     (docs_cli.PAGE, docs_cli.page),
+    (docs_api.PAGE, docs_api.page),
     (docs_rules.PAGE, docs_rules.page),
 )
 

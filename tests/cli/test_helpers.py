@@ -160,12 +160,14 @@ def test_bash_accepts_the_completion_script(cli: Cli, tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
 
 
-def test_the_command_line_page_is_up_to_date() -> None:
-    location = importlib.util.spec_from_file_location("docs_cli", ROOT / "tools" / "docs_cli.py")
+@pytest.mark.parametrize(("tool", "page", "needs"), [("docs_cli", "cli.md", "click"), ("docs_api", "api.md", "torch")])
+def test_generated_pages_are_up_to_date(tool: str, page: str, needs: str) -> None:
+    pytest.importorskip(needs)
+    location = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
     assert location is not None and location.loader is not None
     module = importlib.util.module_from_spec(location)
     location.loader.exec_module(module)
-    assert (ROOT / "docs" / "cli.md").read_text("utf-8") == module.page(), "run: make docs"
+    assert (ROOT / "docs" / page).read_text("utf-8") == module.page(), "run: make docs"
 
 
 def test_the_glossary_and_the_certificate_page_exist() -> None:

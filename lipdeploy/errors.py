@@ -108,7 +108,7 @@ REASONS: dict[str, Reason] = {
     "LIP016": Reason(
         "which output?",
         "The graph has several outputs, and a certificate is about one.",
-        "name it with --graph-output NAME (output_name= in Python); to export, return one tensor",
+        "name it with --graph-output NAME (output_name= in Python)",
     ),
     "LIP017": Reason(
         "constant could not be evaluated exactly",

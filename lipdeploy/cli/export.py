@@ -11,6 +11,7 @@ import click
 from lipdeploy.cli import inputs, needs, report, verdicts
 from lipdeploy.cli.options import (
     debug_option,
+    graph_output_option,
     json_option,
     limit_option,
     norm_option,
@@ -70,6 +71,7 @@ SEED = 0
 @click.option("--dtype", type=click.Choice(DTYPES), help="Element type of the stored weights [default: the network's].")
 @click.option("--weights", type=click.Choice(["int8"]), help="Store weights so, with one scale per output channel.")
 @click.option("--standard-ops", is_flag=True, help="Write standard operators only, none of domain lipdeploy.")
+@graph_output_option
 @click.option("--samples", metavar="DATA.npz", help="Inputs (x) for the comparison with torch [default: random].")
 @click.option("--tolerance", type=number, metavar="T", help="Largest accepted difference from torch.")
 @json_option
@@ -92,6 +94,7 @@ def command(
     dtype: str | None,
     weights: str | None,
     standard_ops: bool,
+    graph_output: str | None,
     samples: str | None,
     tolerance: float | None,
     as_json: bool,
@@ -125,6 +128,7 @@ def command(
             dtype=dtype,
             weights=weights,
             standard_ops=standard_ops,
+            output_name=graph_output,
             samples=rows,
             tolerance=tolerance,
             run=_in_onnxruntime if needs.installed("onnxruntime") else None,

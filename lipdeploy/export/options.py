@@ -38,6 +38,7 @@ class ExportOptions:
     dtype: str | None = None
     weights: str | None = None
     standard_ops: bool = False
+    output_name: str | None = None
     tolerance: float | None = None
     external_data_bytes: int = EXTERNAL_DATA_BYTES
 

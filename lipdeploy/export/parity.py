@@ -55,21 +55,22 @@ def run_reference(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Sequenc
         ) from error
 
 
-def compare(expected: Sequence[Array], actual: Sequence[Array]) -> Parity:
-    """Differences between two lists of outputs of equal shapes; rows are samples."""
+def compare(expected: Sequence[Array], actual: Sequence[Array], judged: int = 0) -> Parity:
+    """Differences between two lists of outputs of equal shapes; rows are samples, classes are of output ``judged``."""
     if [value.shape for value in expected] != [value.shape for value in actual]:
         shapes = f"{[value.shape for value in expected]} and {[value.shape for value in actual]}"
         raise IntegrityError(f"torch and ONNX disagree about the output's shape: {shapes}")
-    agreement = _argmax_agreement(expected[0], actual[0]) if len(expected) == 1 else None
-    samples = len(expected[0]) if expected and expected[0].ndim else 0
+    scores = expected[judged], actual[judged]
+    agreement = _argmax_agreement(*scores)
+    samples = len(scores[0]) if scores[0].ndim else 0
     return Parity(
         max_abs=max((_max_abs(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0),
         max_ulp=max((_max_ulp(a, b) for a, b in zip(expected, actual, strict=True)), default=0),
         argmax_agreement=agreement,
         samples=samples,
-        changed_gap=_changed_gap(expected[0], actual[0]) if len(expected) == 1 else 0.0,
+        changed_gap=_changed_gap(*scores),
         changed=0 if agreement is None else round((1.0 - agreement) * samples),
-        margin_change=None if agreement is None else _margin_change(expected[0], actual[0]),
+        margin_change=None if agreement is None else _margin_change(*scores),
     )
 
 

@@ -99,6 +99,7 @@ def export(
     dtype: str | None = None,
     weights: str | None = None,
     standard_ops: bool = False,
+    output_name: str | None = None,
     samples: Tensor | Array | None = None,
     tolerance: float | None = None,
     run: Run | None = None,
@@ -125,6 +126,7 @@ def export(
         weights: ``int8`` stores the linear layers' weights so, with one scale per output channel; the program
             computes in float32.
         standard_ops: inline our operators' function bodies, so that only standard operators remain.
+        output_name: of several outputs (``output_0``, ``output_1``, …), the one that the certificate is about.
         samples: rows for the parity check; default: the example and seeded variations of it.
         tolerance: largest accepted absolute difference to torch; default 2e-5 (float64: 1e-10, float16: 2e-3,
             bfloat16: 2e-2, int8: 5e-2) times max(1, largest output).
@@ -152,6 +154,7 @@ def export(
         dtype=dtype,
         weights=weights,
         standard_ops=standard_ops,
+        output_name=output_name,
         tolerance=tolerance,
         external_data_bytes=external_data_bytes,
     )
@@ -160,8 +163,8 @@ def export(
     program = reference_program(module, options, inputs)
     feeds = parity_samples(inputs, samples, options, few=run is None)
     expected = _expected(program, feeds)
-    _check_class_names(options, expected)
     model = capture_model(program, inputs, options)
+    _check_class_names(options, expected[_judged(model, options)])
     return _finish(model, feeds, expected, options, run or run_reference)
 
 
@@ -201,8 +204,21 @@ def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
     return "check the input shape (--input-shape excludes the batch) and the preprocessing"
 
 
-def _check_class_names(options: ExportOptions, expected: Sequence[Array]) -> None:
-    names, logits = options.class_names, expected[0]
+def _judged(model: onnx.ModelProto, options: ExportOptions) -> int:
+    """Which output the statement will be about; of several that none was chosen from, the verifier refuses them all."""
+    names = [value.name for value in model.graph.output]
+    if options.normalize and len(names) > 1:
+        raise InputError(f"normalize scales one output, the network has {len(names)}", hint="return one tensor")
+    if options.output_name is None:
+        return 0
+    if options.output_name not in names:
+        hint = f"the network has {', '.join(names)}"
+        raise InputError(f"there is no output {options.output_name!r}", hint=hint)
+    return names.index(options.output_name)
+
+
+def _check_class_names(options: ExportOptions, logits: Array) -> None:
+    names = options.class_names
     if names and (logits.ndim != 2 or logits.shape[1] != len(names)):
         raise InputError(f"{len(names)} class names for an output of shape {logits.shape}", hint="one name per logit")
 
@@ -224,7 +240,9 @@ def _finish(
         staged = stage(model, folder, options)
         check(staged[-1]) if len(staged) > 1 else None
         size = sum(file.stat().st_size for file in staged)
-        verdict = verify(staged[-1], norm=options.norm, max_lipschitz=options.max_lipschitz)
+        verdict = verify(
+            staged[-1], norm=options.norm, max_lipschitz=options.max_lipschitz, output_name=options.output_name
+        )
         verdict = dataclasses.replace(verdict, path=os.fspath(options.path))
         verdict.raise_for_status()
         certificate = folder / options.certificate_path.name
@@ -268,6 +286,6 @@ def _parity(
 ) -> Parity:
     names = [value.name for value in model.graph.input]
     actual = run(model, {name: value.numpy() for name, value in zip(names, feeds, strict=True)})
-    parity = compare(expected, [np.asarray(value) for value in actual])
+    parity = compare(expected, [np.asarray(value) for value in actual], _judged(model, options))
     require(parity, expected, options.tolerance, storage)
     return parity

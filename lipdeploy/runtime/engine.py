@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,21 +220,3 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-def check_arithmetic() -> None:
-    """Raise ``IntegrityError`` when this thread flushes subnormal numbers or does not round to nearest.
-
-    A library built with -ffast-math, or torch.set_flush_denormal(True), changes the thread's arithmetic behind
-    everyone's back; the error constants hold for IEEE-754 only.
-    """
-    smallest, one, half_ulp = _PROBES
-    rounds_to_nearest = one + half_ulp == one and one + 1.5 * half_ulp > one
-    if smallest + smallest == 0.0 or not rounds_to_nearest:
-        raise IntegrityError(
-            "this thread's floating-point arithmetic is not IEEE-754 (subnormals flushed, or another rounding mode)",
-            hint="undo torch.set_flush_denormal(True); avoid libraries built with -ffast-math",
-        )
-
-
-_PROBES: Sequence[float] = (5e-324, 1.0, 2.0**-53)  # not literals in the function: a compiler would fold them

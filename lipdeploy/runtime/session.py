@@ -33,6 +33,7 @@ from lipdeploy.runtime.program import stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
 from lipdeploy.runtime.selftest import check_kernels
 from lipdeploy.verify import certificate, verify_source, version
+from lipdeploy.verify.arithmetic import check_arithmetic
 from lipdeploy.verify.norms import Norm, norm_pair
 from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.radius import CertifiedRows, RadiusRule, input_norm_up, radius_rule
@@ -77,7 +78,7 @@ class CertifiedSession:
         watch: Watch | None = None,
     ) -> None:
         _check_options(certify, threads)
-        engines.check_arithmetic()
+        check_arithmetic()
         self.certify = certify
         self.guarantee = GUARANTEES[certify]
         source = read_source(model)
@@ -198,7 +199,7 @@ class CertifiedSession:
         """
         wanted = checked_epsilon(epsilon)
         pairwise = self._class_bounds()
-        engines.check_arithmetic()
+        check_arithmetic()
         feeds = feeds_for(x, self._inputs, finite=False)
         found = self._in_one_call(feeds, pairwise, wanted) or self._certified(feeds, pairwise, wanted)
         answers, logits, program = found

@@ -12,6 +12,7 @@ from typing import Literal
 
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
 from lipdeploy.verify import certificate
+from lipdeploy.verify.arithmetic import check_arithmetic
 from lipdeploy.verify.assumptions import ASSUMPTIONS
 from lipdeploy.verify.bound import Bound, Estimate
 from lipdeploy.verify.check import walked
@@ -74,7 +75,8 @@ def verify(
     ``watch(node, fraction)`` is called as the proof goes on.
     The verdict's ``status`` is ``verified``, ``exceeded`` (above ``max_lipschitz``), ``refused`` or ``integrity``.
 
-    Raises ``InputError`` when there is no readable ONNX model, or an option makes no sense.
+    Raises ``InputError`` when there is no readable ONNX model, or an option makes no sense; ``IntegrityError`` when
+    the thread's arithmetic is not that of IEEE-754.
     """
     _check_options(norm, max_lipschitz, method)
     path = "<bytes>" if isinstance(model, bytes) else os.fspath(model)
@@ -107,6 +109,7 @@ def verify_source(
 ) -> Verdict:
     """``verify`` for bytes that were read before, so that what is verified is what runs."""
     _check_options(norm, max_lipschitz, method)
+    check_arithmetic()
     started = time.perf_counter()
     beside = certificate.certificate_path(source.path)
     check_certificate = check_certificate and beside.exists()
@@ -121,6 +124,7 @@ def verify_source(
         hinted = verdict if hinted.status == "refused" else hinted
         again = method == "lmi" or stored is not (hints if method == "best" else None)
         verdict = _checked(verdict, hinted, source, beside, stored, nodes, again=again)
+    check_arithmetic()  # ``watch`` is code of others
     return replace(verdict, elapsed_seconds=time.perf_counter() - started)
 
 

@@ -16,6 +16,7 @@ from lipdeploy.runtime import CertifiedSession
 from tests.verify.models import model
 
 X = np.float32([[-2.0], [-0.25], [0.5], [3.0]])
+TWO = "n = Neg(x) c = Concat<axis = 1>(x, n) p = Sigmoid(c)"
 ENDS = {
     "Sigmoid": "y = Sigmoid(x)",
     "Sigmoid, reshaped": "s = Sigmoid(x) y = Flatten(s)",
@@ -30,6 +31,18 @@ ENDS = {
     "Relu": "y = Relu(x)",
     "length": "axis = Constant<value_ints = [1]>() y = ReduceL2(x, axis)",
     "inside a function": "y = f.Head(x)",
+    "column of a Softmax": "n = Neg(x) c = Concat<axis = 1>(x, n) p = Softmax(c) i = Constant<value_ints = [1]>() "
+    "y = Gather<axis = 1>(p, i)",
+    "mean of two Sigmoids": f"{TWO} w = Constant<value = float[2,1] {{0.5, 0.5}}>() y = MatMul(p, w)",
+    "head of positive weights": f"{TWO} w = Constant<value = float[1,2] {{0.5, 2.0}}>() "
+    "b = Constant<value = float[1] {0.25}>() y = Gemm<transB = 1>(p, w, b)",
+    "largest of Sigmoids": f"{TWO} axis = Constant<value_ints = [1]>() y = ReduceMax(p, axis)",
+    "Sigmoid, and a little": "e = Constant<value_float = 0.1>() s = Sigmoid(x) y = Add(s, e)",
+    "one less Sigmoid": "one = Constant<value_float = 1.0>() s = Sigmoid(x) y = Sub(one, s)",
+    "larger than 0": "zero = Constant<value_float = 0.0>() y = Max(x, zero)",
+    "sum of Relu and Abs": "r = Relu(x) a = Abs(x) y = Add(r, a)",
+    "sum of features": f"{TWO} axis = Constant<value_ints = [1]>() y = ReduceSum(p, axis)",
+    "negative head of Relu": "r = Relu(x) w = Constant<value = float[1,1] {-2.0}>() y = MatMul(r, w)",
 }
 HEAD = '<domain: "f", opset_import: ["": 20]> Head (X) => (Y) { Y = Sigmoid(X) }'
 SCORES = {
@@ -38,7 +51,11 @@ SCORES = {
     "LeakyRelu": "y = LeakyRelu(x)",
     "Clip around 0": "a = Constant<value_float = -1.0>() b = Constant<value_float = 1.0>() y = Clip(x, a, b)",
     "Sigmoid, less one half": "h = Constant<value_float = 0.5>() s = Sigmoid(x) y = Sub(s, h)",
-    "Sigmoid of the layer before": "w = Constant<value = float[1,1] {1.0}>() s = Sigmoid(x) y = MatMul(s, w)",
+    "head with a bias below": "w = Constant<value = float[1,1] {1.0}>() "
+    "b = Constant<value = float[1] {-0.25}>() s = Sigmoid(x) y = Gemm(s, w, b)",
+    "difference of two Sigmoids": f"{TWO} w = Constant<value = float[2,1] {{1.0, -1.0}}>() y = MatMul(p, w)",
+    "head of Tanh": "w = Constant<value = float[1,1] {2.0}>() t = Tanh(x) y = MatMul(t, w)",
+    "head of Relu and its mirror": "r = Relu(x) n = Neg(x) m = Relu(n) y = Sub(r, m)",
 }
 
 

@@ -64,6 +64,16 @@ def test_no_sampled_difference_of_scores_beats_its_pair_bound(proto: onnx.ModelP
 
 
 @QUICK
+@seed(12)
+@given(models | rooted)
+def test_an_output_that_is_said_to_keep_its_sign_does(proto: onnx.ModelProto) -> None:
+    verdict = judge(proto)
+    scales = 10.0 ** np.linspace(-3, 3, 64).reshape(64, *[1] * len(input_shape(proto)))
+    values = double_runner(proto)(scales * np.random.default_rng(0).standard_normal((64, *input_shape(proto))))
+    assert not verdict.one_sided_by or np.all(values >= 0.0) or np.all(values <= 0.0)
+
+
+@QUICK
 @seed(4)
 @given(models, st.floats(1.0, 50.0), st.integers(0, 10**6))
 def test_looser_weights_never_tighten_the_bound(proto: onnx.ModelProto, factor: float, pick: int) -> None:

@@ -22,6 +22,8 @@ from lipdeploy.verify.source import Source, read_source
 
 CERTIFICATE_FILE = certificate.certificate_path(MODEL_FILE).name
 Files = dict[str, bytes]
+#: What external data may end in: a model chooses these names, and beside the host's files some are code.
+INERT = frozenset(("", ".bias", ".bin", ".data", ".onnx_data", ".raw", ".tensor", ".weight", ".weights"))
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,26 @@ class Contents:
     def model_files(self, folder: str = "") -> Files:
         """Model, external data and certificate, unchanged, under ``folder``."""
         text = certificate.dumps(certificate.document(self.verdict, version()))
-        files = {MODEL_FILE: self.source.model_bytes, CERTIFICATE_FILE: text.encode()}
-        for name, content in self.source.external.items():
-            if str(PurePosixPath(name)) in files:
-                raise InputError(f"external data '{name}' has a name that the package needs", hint="export it again")
-            files[str(PurePosixPath(name))] = content
+        external = {str(PurePosixPath(name)): content for name, content in self.source.external.items()}
+        for name in external:
+            if PurePosixPath(name).suffix.lower() not in INERT:
+                raise InputError(
+                    f"external data '{name}': the host of the package could take it for code or configuration",
+                    hint=f"keep weights in {MODEL_FILE}.data, as lipdeploy export does",
+                )
+        files = together({MODEL_FILE: self.source.model_bytes, CERTIFICATE_FILE: text.encode()}, external)
         return {str(PurePosixPath(folder) / name): content for name, content in files.items()}
+
+
+def together(*parts: Files) -> Files:
+    """All files of a package. Raises ``InputError`` where two have one name: a model names its external data itself."""
+    files: Files = {}
+    for part in parts:
+        twice = sorted(files.keys() & part.keys())
+        if twice:
+            raise InputError(f"external data '{twice[0]}' has a name that the package needs", hint="export it again")
+        files.update(part)
+    return files
 
 
 def contents(
@@ -120,12 +136,12 @@ def mlserver(given: Contents) -> Files:
         "parameters": {"uri": f"./{MODEL_FILE}", "version": "1", "extra": dict(given.settings)},
     }
     settings = {"debug": False, "host": "127.0.0.1", "parallel_workers": 0}
-    return {
-        **given.model_files(),
+    own = {
         "model-settings.json": _json(model),
         "settings.json": _json(settings),
         "README.md": MLSERVER_README.format(name=given.name).encode(),
     }
+    return together(own, given.model_files())
 
 
 # KServe.
@@ -219,13 +235,13 @@ def kserve(given: Contents, image: str, storage: str) -> Files:
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.settings.items()]
     arguments = "".join(f"        - {json.dumps(flag)}\n" for flag in flags)
     name = given.name.lower().replace("_", "-").replace(".", "-").strip("-") or "model"
-    return {
-        **given.model_files("model"),
+    own = {
         "serving-runtime.yaml": KSERVE_RUNTIME.format(image=json.dumps(image), arguments=arguments).encode(),
         "inference-service.yaml": KSERVE_SERVICE.format(name=json.dumps(name), storage=json.dumps(storage)).encode(),
         "Dockerfile": DOCKERFILE.encode(),
         "README.md": KSERVE_README.format(name=given.name, image=image, storage=storage).encode(),
     }
+    return together(own, given.model_files("model"))
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from lipdeploy.errors import InputError
 from lipdeploy.serve.columns import CLASS_OUTPUTS
 from lipdeploy.serve.oip import datatype_of
-from lipdeploy.serve.packages import Contents, Files
+from lipdeploy.serve.packages import Contents, Files, together
 
 VERSION = "1"
 MOST_ROWS = 64
@@ -59,12 +59,12 @@ def certified(given: Contents, *, batching: bool) -> Files:
     lines += [_tensor("input", spec.name, spec.dtype, spec.shape, batching) for spec in given.verdict.inputs]
     lines += [_tensor("output", *output, batching) for output in _outputs(given, batching)]
     lines += [_parameter(key, str(value)) for key, value in given.settings.items()]
-    return {
+    own = {
         f"{given.name}/config.pbtxt": _text(lines),
         f"{given.name}/README.md": CERTIFIED_README.format(name=given.name, shapes=shapes).encode(),
         f"{given.name}/{VERSION}/model.py": MODEL_PY,
-        **given.model_files(f"{given.name}/{VERSION}"),
     }
+    return together(own, given.model_files(f"{given.name}/{VERSION}"))
 
 
 def logits_only(given: Contents, *, mount: str, batching: bool, library: Callable[[], Path | None]) -> Files:
@@ -87,12 +87,11 @@ def logits_only(given: Contents, *, mount: str, batching: bool, library: Callabl
             raise InputError(f"--mount: '{mount}' is not an absolute path", hint="--mount /models")
         lines.append(f"model_operations {{ op_library_filename: {_quoted(str(inside))} }}")
         about = LIBRARY_README.format(file=LIBRARY_FILE, mount=mount)
-    return {
-        **files,
+    files |= {
         f"{given.name}/config.pbtxt": _text(lines),
         f"{given.name}/README.md": LOGITS_README.format(name=given.name, mount=mount, library=about).encode(),
-        **given.model_files(f"{given.name}/{VERSION}"),
     }
+    return together(files, given.model_files(f"{given.name}/{VERSION}"))
 
 
 def _head(name: str, batching: bool) -> list[str]:

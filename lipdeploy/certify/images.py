@@ -25,7 +25,10 @@ def open_image(path: str | os.PathLike[str]) -> Array:
     kind = FORMATS.get(Path(path).suffix.lower(), "PNG")
     try:
         with Image.open(path, formats=[kind]) as image:
-            pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the low bytes of colours
+                raise ValueError("16 bits per channel; use an image with 8, or .npy")
+            plain = {"P": "RGB", "1": "L"}.get(image.mode)  # a white bit is 255, as in every other depth
+            pixels = np.asarray(image if plain is None else image.convert(plain))
     except FileNotFoundError as problem:
         raise InputError(f"{path}: {problem.strerror}", hint="check the path and its permissions") from problem
     except UnidentifiedImageError as problem:

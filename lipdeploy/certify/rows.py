@@ -6,6 +6,7 @@ one is read forwards, and an image is decoded when its row comes up.
 
 from __future__ import annotations
 
+import math
 import tokenize
 import zipfile
 import zlib
@@ -107,6 +108,8 @@ class Streamed:
                     raise EOFError(f"it ends before row {rows.stop}")
                 at = rows.stop
                 yield native(np.frombuffer(data, self.stored).reshape((len(rows), *self.shape[1:])))
+            if at == self.shape[0] and stream.read(1):  # at the end the checksum is compared
+                raise ValueError("it goes on after its last row")
 
 
 @dataclass(frozen=True)
@@ -146,13 +149,15 @@ def reading(where: str, hint: str = "check that the file was copied whole, or sa
         raise InputError(f"{where}: not readable ({first_line(problem)})", hint=hint) from problem
 
 
-def npy_rows(path: Path, *, offset: int = 0, where: str = "") -> Mapped:
-    """The array of the .npy data that begins at byte ``offset`` of ``path``, mapped."""
+def npy_rows(path: Path, *, offset: int = 0, size: int | None = None, where: str = "") -> Mapped:
+    """The array of the .npy data that begins at byte ``offset`` of ``path``, mapped; ``size``: how long it must be."""
     where = where or str(path)
     with reading(where, "save it again with numpy.save or numpy.savez"), open(path, "rb") as file:
         file.seek(offset)
         shape, fortran, dtype = _header(file)
         _check_numbers(where, dtype)
+        if size is not None and file.tell() - offset + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"its header says {shape}, and its data has another length")
         if 0 in shape:  # an empty file part cannot be mapped
             return Mapped(np.empty(shape, dtype), where)
         order: Any = "F" if fortran else "C"
@@ -183,7 +188,10 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Mapp
     if info.flag_bits & 1:
         raise InputError(f"{where}: encrypted", hint="save it again with numpy.savez")
     if info.compress_type == zipfile.ZIP_STORED:
-        return npy_rows(path, offset=_data_offset(path, info), where=where)
+        with reading(where, "save it again with numpy.savez"), archive.open(info) as stream:
+            _skip(stream, info.file_size)
+            stream.read(1)  # at the end zipfile compares the checksum
+        return npy_rows(path, offset=_data_offset(path, info), size=info.file_size, where=where)
     with reading(where, "save it again with numpy.savez"), archive.open(info) as stream:
         shape, fortran, dtype = _header(stream)
     _check_numbers(where, dtype)

@@ -17,11 +17,25 @@ from lipdeploy.serve.models import ModelVersion
 from lipdeploy.serve.oip import read_parameters
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.settings import Settings
+from lipdeploy.verify.rounding import fraction_down, read_exactly
 
 Array = np.ndarray[Any, Any]
+
+
+def _limit(given: Any) -> float:
+    """A limit is rounded down where it is text; ``ValueError`` for text that spells no number."""
+    if not isinstance(given, str):
+        return float(given)
+    exact = read_exactly(given)
+    if exact is None:
+        raise ValueError(given)
+    return fraction_down(exact)
+
+
 #: Settings that a host passes on as text, with what reads them.
 READERS: Mapping[str, Any] = {
-    "norm": str, "max_lipschitz": float, "certify": str, "epsilon": float, "threads": int, "max_batch_rows": int,
+    "norm": str, "max_lipschitz": _limit, "certify": str, "epsilon": checked_epsilon, "threads": int,
+    "max_batch_rows": int,
 }  # fmt: skip
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import tracemalloc
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 
 from lipdeploy.certify.dataset import DataSet, check_labels, open_data
 from lipdeploy.certify.idx import idx_rows
-from lipdeploy.certify.images import fitted
+from lipdeploy.certify.images import fitted, open_image
 from lipdeploy.errors import InputError
 from tests.certify.conftest import idx, write_folder, write_idx_pair, write_npz
 
@@ -207,9 +210,66 @@ def test_a_damaged_file_is_read_or_is_an_input_error(
         warnings.simplefilter("ignore")
         try:
             opened = open_data(str(path))
-            assert len(whole(opened, 4)) == len(opened)
+            rows = whole(opened, 4)
+            assert len(rows) == len(opened)
+            assert kind == "idx" or np.array_equal(rows, PIXELS)  # IDX alone has no checksum
         except InputError as problem:
             assert path.name.partition("-")[0] in problem.message
+
+
+@pytest.mark.parametrize("kind", ["npz", "compressed", "idx.gz"])
+def test_one_flipped_bit_of_the_samples_is_noticed(kind: str, tmp_path: Path) -> None:
+    path = written(kind, tmp_path)
+    content = bytearray(path.read_bytes())
+    place = content.index(PIXELS.tobytes()[:8]) if kind == "npz" else len(content) // 2 if kind == "idx.gz" else 200
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        whole(open_data(str(path)), 4)
+
+
+def test_a_stored_member_shorter_than_its_header_says(tmp_path: Path) -> None:
+    buffer, labels = io.BytesIO(), io.BytesIO()
+    np.save(buffer, PIXELS)
+    np.save(labels, LABELS)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x.npy", buffer.getvalue()[:-8])
+        archive.writestr("y.npy", labels.getvalue())
+    with pytest.raises(InputError, match="its data has another length"):
+        open_data(str(tmp_path / "d.npz"))
+
+
+def test_bytes_after_the_last_row_of_a_packed_idx_file(tmp_path: Path) -> None:
+    path = written("idx.gz", tmp_path)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"more"))
+    with pytest.raises(InputError, match="goes on after its last row"):
+        whole(open_data(str(path)), 4)
+
+
+def _png(path: Path, depth: int, colour: int, row: bytes) -> None:
+    """One row of pixels, as the PNG standard writes it."""
+    samples = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    header = struct.pack(">IIBBBBB", len(row) * 8 // (depth * samples), 1, depth, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("colour", [0, 2, 4, 6])
+def test_images_of_16_bits_lose_nothing_silently(colour: int, tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    _png(tmp_path / "a.png", 16, colour, b"\x12\xff\x34\x00" * 12)
+    with pytest.raises(InputError, match=r"a\.png: .*(16 bits|pixels)"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("depth", "row"), [(1, 0b10100000), (2, 0b11001100), (8, 255)])
+def test_white_is_255_in_every_depth(depth: int, row: int, tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    _png(tmp_path / "a.png", depth, 0, bytes([row]))
+    read = open_image(tmp_path / "a.png")[0, 0]
+    assert read[0] == 255
+    assert set(read.tolist()) <= {0, 255}
 
 
 def test_a_compressed_stream_that_ends_early_names_its_field(tmp_path: Path) -> None:

@@ -190,3 +190,16 @@ def test_what_an_embedded_model_refuses(write: Write) -> None:
     ):
         with pytest.raises(RequestProblem):
             model.answer({"x": x}, parameters)
+
+
+def test_settings_in_text_are_read_exactly(write: Write) -> None:
+    """What is asked for is rounded up, and a limit down, as on the command line."""
+    from fractions import Fraction
+
+    model = EmbeddedModel(write(), "net", epsilon="0.3", max_lipschitz="0.8")
+    assert model._epsilon is not None
+    assert Fraction(model._epsilon) > Fraction(3, 10)
+    assert EmbeddedModel(write(), "net", epsilon="8/255")._epsilon == pytest.approx(8 / 255)
+    for setting in ({"epsilon": "much"}, {"max_lipschitz": "none"}):
+        with pytest.raises(InputError, match=r"much|none"):
+            EmbeddedModel(write(), "net", **setting)

@@ -118,6 +118,10 @@ class CertifiedSession:
             del source
             engines.give_memory_back()
 
+    def __repr__(self) -> str:
+        about = f"norm={self.norm!r}, lipschitz_bound={self.verdict.lipschitz_bound}, certify={self.certify!r}"
+        return f"CertifiedSession({self.verdict.path!r}, {about}, guarantee={self.guarantee!r})"
+
     # What is known about the model.
 
     @property

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import replace
 from importlib import metadata
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +80,7 @@ def verify(
     the thread's arithmetic is not that of IEEE-754.
     """
     _check_options(norm, max_lipschitz, method)
-    path = "<bytes>" if isinstance(model, bytes) else os.fspath(model)
+    path = os.fspath(model) if isinstance(model, str | os.PathLike) else "<bytes>"
     try:
         source = read_source(model)
     except Refused as error:
@@ -132,7 +133,8 @@ def _check_options(norm: str, max_lipschitz: float | None, method: str) -> None:
     norm_pair(norm)
     if method not in METHODS:
         raise InputError(f"unknown method '{method}'", hint=f"one of {', '.join(METHODS)}")
-    if max_lipschitz is not None and not 0.0 < max_lipschitz < float("inf"):
+    is_number = isinstance(max_lipschitz, Real) and not isinstance(max_lipschitz, bool)
+    if max_lipschitz is not None and not (is_number and 0.0 < max_lipschitz < float("inf")):
         raise InputError(f"the limit must be a positive number, not {max_lipschitz!r}", hint="--max-lipschitz 1.0")
 
 

@@ -45,6 +45,9 @@ def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str,
     Raises ``InputError`` when there is no readable ONNX model, ``Refused`` (LIP012) when its external data is not
     beside it in regular files of the stated size.
     """
+    if not isinstance(model, str | os.PathLike | bytes):
+        hint = "a path, or bytes: model.SerializeToString() of an onnx.ModelProto"
+        raise InputError(f"cannot read a model from a {type(model).__name__}", hint=hint)
     if isinstance(model, bytes):
         path, data, folder = "<bytes>", model, None
     else:

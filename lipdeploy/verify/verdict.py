@@ -89,6 +89,11 @@ class Verdict:
     lower_estimate: Estimate | None = None
     elapsed_seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        bound = "None" if self.lipschitz_bound is None else f"{self.lipschitz_bound}"
+        refused = f", refusals={[refusal.code for refusal in self.refusals]}" if self.refusals else ""
+        return f"Verdict({self.path!r}, {self.status!r}, norm={self.norm!r}, lipschitz_bound={bound}{refused})"
+
     @property
     def class_bounds(self) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """``pairwise``; for one score that can change sign its own constant, (1, 1); ``None``: there are no classes."""

@@ -26,7 +26,7 @@ def open_image(path: str | os.PathLike[str]) -> Array:
     try:
         with Image.open(path, formats=[kind]) as image:
             if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the low bytes of colours
-                raise ValueError("16 bits per channel; use an image with 8, or .npy")
+                raise InputError(f"{path}: 16 bits per channel", hint="use an image with 8 bits per channel, or .npy")
             plain = {"P": "RGB", "1": "L"}.get(image.mode)  # a white bit is 255, as in every other depth
             pixels = np.asarray(image if plain is None else image.convert(plain))
     except FileNotFoundError as problem:

@@ -122,6 +122,8 @@ def command(
     need("onnxruntime", purpose="certify", install="lipdeploy[runtime]")
     if min_certified is not None and not (epsilons or linf_epsilons):
         raise click.UsageError("--min-certified needs an --epsilon")
+    if page is not None and not page.lower().endswith((".html", ".htm")) and not page.startswith("/dev/"):
+        raise click.UsageError(f"--report: '{page}' does not end in .html, and the report is a web page")
     if workers is not None and engine != "ray":
         raise click.UsageError("--workers is for --engine ray; the local engine uses the threads of ONNX Runtime")
     from lipdeploy.certify.run import Settings

@@ -31,7 +31,7 @@ def report_file(value: str) -> Delivery:
     form, separator, file = value.partition("=")
     if form not in FORMATS or not separator or not file:
         raise click.BadParameter(f"'{value}' is not FMT=FILE with FMT one of {', '.join(FORMATS)}")
-    return Delivery(form, file)
+    return Delivery(form, None if file == "-" else file)
 
 
 @click.command("verify")
@@ -105,7 +105,7 @@ def command(
     """
     chosen = norm if _is_given(ctx, "norm") else None
     options = Choices(chosen, max_lipschitz, graph_output, baseline, method, require_signature)
-    deliveries = [Delivery(_form(ctx, form, as_json=as_json), output), *reports]
+    deliveries = [Delivery(_form(ctx, form, as_json=as_json), None if output == "-" else output), *reports]
     _check_certificate_path(certificate, models)  # before a swallowed MODEL is missed
     request = Request(estimate, certificate, update_baseline, search_seconds, debugging(ctx))
     targets = config.targets(config.find(configuration), models, options)

@@ -39,9 +39,9 @@ def render(judged: Sequence[Judged]) -> str:
 def _cases(one: Judged) -> Iterator[Tree.Element]:
     yield _model_case(one)
     for finding in findings.of_one(one):
-        if finding.rule not in (findings.EXCEEDED, findings.REGRESSED):
+        if finding.rule not in (findings.EXCEEDED, findings.REGRESSED, findings.NOT_JUDGED):  # the model's own case
             case = _case(one.path, f"{finding.rule} {finding.node}".rstrip(), 0.0)
-            _fault(case, "error" if finding.rule == findings.NOT_JUDGED else "failure", [finding])
+            _fault(case, "failure", [finding])
             yield case
 
 

@@ -233,6 +233,70 @@ def root_of_squares(g: Growing) -> None:
 
 
 @step()
+def several(g: Growing) -> None:
+    """Three tensors that move together meet in one."""
+    source, shape = g.name, g.shape
+    others = [g.add(str(g.rng.choice(["Neg", "Tanh", "Relu", "Abs"])), source, shape=shape) for _ in range(2)]
+    g.add(str(g.rng.choice(["Sum", "Mean", "Max", "Min"])), source, *others, shape=shape)
+
+
+@step()
+def masked(g: Growing) -> None:
+    """A mask of the file's chooses between two tensors."""
+    source, shape = g.name, g.shape
+    mask = g.constant(np.zeros(0))  # replaced: masks are of another type
+    g.constants[-1] = numpy_helper.from_array(g.rng.random(shape) < 0.5, mask)
+    other = g.add("Neg", source, shape=shape)
+    g.add("Where", mask, source, other, shape=shape)
+
+
+@step(lambda g: len(g.shape) > 1)
+def length(g: Growing) -> None:
+    axis = int(g.rng.integers(1, len(g.shape) + 1))
+    shape = tuple(n for i, n in enumerate(g.shape) if i + 1 != axis)
+    operator = str(g.rng.choice(["ReduceL1", "ReduceL2", "ReduceLogSumExp"]))
+    g.add(operator, g.name, g.constant(np.array([axis])), keepdims=0, shape=shape)
+
+
+@step(lambda g: g.shape[0] <= 4)
+def rectified_twice(g: Growing) -> None:
+    """CReLU: (relu(x), relu(−x))."""
+    source, shape = g.name, g.shape
+    first = g.add("Relu", source, shape=shape)
+    second = g.add("Relu", g.add("Neg", source, shape=shape), shape=shape)
+    g.add("Concat", first, second, axis=1, shape=(2 * shape[0], *shape[1:]))
+
+
+@step()
+def log_sigmoid(g: Growing) -> None:
+    clip(g)  # far below 0 the evaluator's sigmoid is 0, and its logarithm no number
+    g.add("Log", g.add("Sigmoid", g.name))
+
+
+@step(lambda g: int(np.prod(g.shape)) <= 40)
+def tile(g: Growing) -> None:
+    repeats = g.rng.integers(1, 3, len(g.shape))
+    shape = tuple(int(n * r) for n, r in zip(g.shape, repeats, strict=True))
+    g.add("Tile", g.name, g.constant(np.array([1, *repeats])), shape=shape)
+
+
+@step()
+def slopes_per_channel(g: Growing) -> None:
+    slopes = g.rng.uniform(-1.5, 1.5, (g.shape[0], *[1] * (len(g.shape) - 1)))
+    g.add("PRelu", g.name, g.constant(slopes))
+
+
+@step(image)
+def enlarge(g: Growing) -> None:
+    if max(g.shape[1:]) > 4:
+        return
+    scales = g.constant(np.array([1.0, 1.0, 2.0, 2.0]))
+    options = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    shape = (g.shape[0], 2 * g.shape[1], 2 * g.shape[2])
+    g.add("Resize", g.name, "", scales, shape=shape, **options)
+
+
+@step()
 def branches(g: Growing) -> None:
     source = g.name
     first = g.add("Relu", source)

@@ -17,19 +17,20 @@ def check_form(call: Call) -> None:
     form = _form(call.op, call.version) if call.domain in ("", "ai.onnx") else None
     if form is None:
         return
-    attributes, most_inputs = form
+    attributes, least_inputs, most_inputs = form
     strange = sorted(set(call.attributes) - attributes)
     if strange:
         raise call.refuse("LIP002", f"opset {call.version} has no attribute '{strange[0]}' here")
-    if len(call.inputs) > most_inputs:
-        raise call.refuse("LIP002", f"has {len(call.inputs)} inputs, in opset {call.version} there are {most_inputs}")
+    if not least_inputs <= len(call.inputs) <= most_inputs:
+        allowed = f"{least_inputs}" if least_inputs == most_inputs else f"{least_inputs} to {most_inputs}"
+        raise call.refuse("LIP002", f"has {len(call.inputs)} inputs, in opset {call.version} there are {allowed}")
 
 
 @functools.cache
-def _form(op: str, version: int) -> tuple[frozenset[str], int] | None:
-    """The attributes and the most inputs of an operator of the standard; ``None`` where there is none of that name."""
+def _form(op: str, version: int) -> tuple[frozenset[str], int, int] | None:
+    """The attributes, and the fewest and most inputs, of an operator; ``None`` where the standard has none so named."""
     try:
         schema = onnx.defs.get_schema(op, version, "")
     except onnx.defs.SchemaError:
         return None
-    return frozenset(schema.attributes), schema.max_input
+    return frozenset(schema.attributes), schema.min_input, schema.max_input

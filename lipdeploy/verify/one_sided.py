@@ -79,7 +79,7 @@ def _range(call: Call, given: Sequence[Range], values: Mapping[str, Value]) -> R
     if call.op in ("Gemm", "MatMul", "Conv"):
         return _linear(call, given, values)
     rule = RULES.get(call.op)
-    return ANY if rule is None else rule(given)
+    return ANY if rule is None or len(given) < OPERANDS.get(call.op, 1) else rule(given)
 
 
 def _hull(first: Range, second: Range) -> Range:
@@ -143,6 +143,7 @@ RULES: Mapping[str, Callable[[Sequence[Range]], Range]] = {
     "AveragePool": lambda given: _hull(given[0], (0.0, 0.0)),  # a margin of zeros
     "Pad": lambda given: reduce(_hull, given[2:3], _hull(given[0], (0.0, 0.0))),
 }
+OPERANDS = {"Sub": 2, "Mul": 2, "Div": 2, "Where": 3}
 #: Where a sign comes from, for people to read; the others pass it on.
 SOURCES = frozenset(FIXED) | {"Abs", "Relu", "Log", "Clip", "Max", "Min"}
 

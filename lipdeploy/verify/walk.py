@@ -151,7 +151,7 @@ class Walk:
             numeric_error=self._numeric_error(output),
             inputs=self.inputs,
             output=TensorSpec(output, value.dtype, (None, *stated_shape(value.shape))),
-            one_sided_by=one_sided_by(output, self.calls, self.values),
+            one_sided_by=one_sided_by(output, _needed(self.calls, output), self.values),
             operators=dict(sorted(self.judge.operators.items())),
         )
 

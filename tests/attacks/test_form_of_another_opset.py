@@ -119,3 +119,10 @@ def test_images_of_open_size_and_shapes(form: str, size: str) -> None:
         "LIP002",
         "LIP006",
     }  # a shape of open size is refused anyway
+
+
+@pytest.mark.parametrize("body", ["y = Sub(x)", "y = Add(x)", "y = Div(x)", "y = Where(x)", "y = Concat<axis = 1>()"])
+def test_too_few_inputs(body: str) -> None:
+    """What a runtime would make of a difference of one number is its own affair."""
+    text = f'<ir_version: 8, opset_import: ["": 20]> g (float[N,2] x) => (float[N,2] y) {{ {body} }}'
+    assert verify(parser.parse_model(text).SerializeToString()).status == "refused"

@@ -25,7 +25,7 @@ def open_image(path: str | os.PathLike[str]) -> Array:
     kind = FORMATS.get(Path(path).suffix.lower(), "PNG")
     try:
         with Image.open(path, formats=[kind]) as image:
-            if any("16" in str(tile[3]) for tile in image.tile):  # Pillow would drop the low bytes of colours
+            if any("16" in _raw_mode(tile) for tile in image.tile):  # Pillow would drop the low bytes of colours
                 raise InputError(f"{path}: 16 bits per channel", hint="use an image with 8 bits per channel, or .npy")
             plain = {"P": "RGB", "1": "L"}.get(image.mode)  # a white bit is 255, as in every other depth
             pixels = np.asarray(image if plain is None else image.convert(plain))
@@ -41,6 +41,12 @@ def open_image(path: str | os.PathLike[str]) -> Array:
         raise InputError(f"{path}: {pixels.dtype} pixels", hint="use an image with 8 bits per channel, or .npy")
     pixels = pixels.astype(np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _raw_mode(tile: Any) -> str:
+    """How a decoder finds the pixels in the file; some decoders note it first among sizes."""
+    arguments = tile[3]
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def fitted(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

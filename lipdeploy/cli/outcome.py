@@ -11,6 +11,10 @@ from lipdeploy.cli.main import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 from lipdeploy.errors import InputError, LipdeployError, Refused
 
 USAGE = InputError.exit_code
+#: A group of commands was named alone (click 8.2 and newer; older ones print the help themselves).
+GROUP_ALONE: tuple[type[BaseException], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
 
 
 def end(problem: BaseException, *, debug: bool) -> int:
@@ -25,8 +29,8 @@ def end(problem: BaseException, *, debug: bool) -> int:
     if isinstance(problem, KeyboardInterrupt | click.Abort):
         report.diagnostic("interrupted")
         return INTERRUPTED
-    if isinstance(problem, click.exceptions.NoArgsIsHelpError):
-        report.diagnostic(problem.format_message())
+    if isinstance(problem, GROUP_ALONE):
+        report.diagnostic(str(problem))
     else:
         report.error(*describe(problem))
     report.flush_quietly()

@@ -53,7 +53,7 @@ class Contents:
         text = certificate.dumps(certificate.document(self.verdict, version()))
         external = {str(PurePosixPath(name)): content for name, content in self.source.external.items()}
         for name in external:
-            if PurePosixPath(name).suffix.lower() not in INERT:
+            if PurePosixPath(name).suffix.lower() not in INERT or name.endswith("."):  # which Windows would drop
                 raise InputError(
                     f"external data '{name}': the host of the package could take it for code or configuration",
                     hint=f"keep weights in {MODEL_FILE}.data, as lipdeploy export does",

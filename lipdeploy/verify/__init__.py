@@ -125,7 +125,7 @@ def verify_source(
         hinted = verdict if hinted.status == "refused" else hinted
         again = method == "lmi" or stored is not (hints if method == "best" else None)
         verdict = _checked(verdict, hinted, source, beside, stored, nodes, again=again)
-    check_arithmetic()  # ``watch`` is code of others
+    check_arithmetic()  # a library that was loaded or called on the way may have changed it
     return replace(verdict, elapsed_seconds=time.perf_counter() - started)
 
 

@@ -34,10 +34,9 @@ FIXED: Mapping[str, Range] = {
     "ReduceSumSquare": (0.0, math.inf),
     "LpPool": (0.0, math.inf),
     "GlobalLpPool": (0.0, math.inf),
-    "Tanh": (-1.0, 1.0),
-    "Erf": (-1.0, 1.0),
-    "Softsign": (-1.0, 1.0),
 }
+KEEPS_SIGN = frozenset(("Asinh", "Atan", "Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Selu", "Softsign", "Tanh"))
+IDENTITY_ABOVE_ZERO = frozenset(("LeakyRelu", "PRelu"))  # below it their slope may be negative
 #: What comes out was among what went in …
 PICKS = frozenset(
     ("DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "GroupSort", "Identity", "MaxPool", "ReduceMax")
@@ -76,6 +75,10 @@ def _range(call: Call, given: Sequence[Range], values: Mapping[str, Value]) -> R
         return ANY
     if call.op in MOVES:
         return given[0]
+    if call.op in KEEPS_SIGN:
+        return _signs(given[0])
+    if call.op in IDENTITY_ABOVE_ZERO:
+        return given[0] if given[0][0] >= 0.0 else ANY
     if call.op in ("Gemm", "MatMul", "Conv"):
         return _linear(call, given, values)
     rule = RULES.get(call.op)

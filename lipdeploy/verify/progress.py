@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lipdeploy.verify.arithmetic import check_arithmetic
 from lipdeploy.verify.graph import Call, Constant, Value
 from lipdeploy.verify.guide import Effort, Guide
 
@@ -52,3 +53,4 @@ class Progress:
     def _tell(self, name: str, done: float) -> None:
         if self.watch is not None:
             self.watch(name, min(done / self.total, 1.0))
+            check_arithmetic()  # it is code of others, on the thread that proves

@@ -61,6 +61,23 @@ def test_flushed_while_the_proof_goes_on(rows: bytes) -> None:
         torch.set_flush_denormal(False)
 
 
+def test_flushed_for_part_of_the_proof(rows: bytes) -> None:
+    """From the first call on, and no more at the last: at both ends the arithmetic is as it should be."""
+    torch = pytest.importorskip("torch")
+    told: list[float] = []
+
+    def watch(node: str, fraction: float) -> None:
+        told.append(fraction)
+        torch.set_flush_denormal(fraction < 1.0)
+
+    try:
+        with pytest.raises(IntegrityError, match="not IEEE-754"):
+            lip.verify(rows, watch=watch)
+    finally:
+        torch.set_flush_denormal(False)
+    assert told[-1] < 1.0
+
+
 def test_no_certificate_is_exported(tmp_path, flushing: None) -> None:
     import torch
 

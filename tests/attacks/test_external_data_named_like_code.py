@@ -32,7 +32,7 @@ KINDS: Mapping[str, Callable[[packages.Contents], packages.Files]] = {
 NAMES = (
     *("model.py", "MODEL.PY", "lipdeploy.py", "lipdeploy/__init__.py", "triton_python_backend_utils.py", "numpy.so"),
     *("x.pyc", "x.pth", "config.pbtxt", "settings.json", "model-settings.json", "README.md", "model.onnx"),
-    *("serving-runtime.yaml", "model.cert.json", "./model.py", "libtriton.so.1"),
+    *("serving-runtime.yaml", "model.cert.json", "./model.py", "libtriton.so.1", "model.py."),
 )
 
 

@@ -42,6 +42,10 @@ ENDS = {
     "larger than 0": "zero = Constant<value_float = 0.0>() y = Max(x, zero)",
     "sum of Relu and Abs": "r = Relu(x) a = Abs(x) y = Add(r, a)",
     "sum of features": f"{TWO} axis = Constant<value_ints = [1]>() y = ReduceSum(p, axis)",
+    "Tanh of Sigmoid": "s = Sigmoid(x) y = Tanh(s)",
+    "LeakyRelu of Sigmoid": "s = Sigmoid(x) y = LeakyRelu<alpha = -1.0>(s)",
+    "Elu of a norm": "axis = Constant<value_ints = [1]>() n = ReduceL2(x, axis) y = Elu(n)",
+    "Gelu of the negative of Softplus": "s = Softplus(x) n = Neg(s) y = Gelu(n)",
     "negative head of Relu": "r = Relu(x) w = Constant<value = float[1,1] {-2.0}>() y = MatMul(r, w)",
 }
 HEAD = '<domain: "f", opset_import: ["": 20]> Head (X) => (Y) { Y = Sigmoid(X) }'
@@ -54,6 +58,9 @@ SCORES = {
     "head with a bias below": "w = Constant<value = float[1,1] {1.0}>() "
     "b = Constant<value = float[1] {-0.25}>() s = Sigmoid(x) y = Gemm(s, w, b)",
     "difference of two Sigmoids": f"{TWO} w = Constant<value = float[2,1] {{1.0, -1.0}}>() y = MatMul(p, w)",
+    "Elu of the score": "y = Elu(x)",
+    "LeakyRelu of numbers below 0, and more": "s = Sigmoid(x) n = Neg(s) l = LeakyRelu<alpha = -2.0>(n) "
+    "one = Constant<value_float = 1.0>() y = Sub(l, one)",
     "head of Tanh": "w = Constant<value = float[1,1] {2.0}>() t = Tanh(x) y = MatMul(t, w)",
     "head of Relu and its mirror": "r = Relu(x) n = Neg(x) m = Relu(n) y = Sub(r, m)",
 }

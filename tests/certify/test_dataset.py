@@ -263,6 +263,15 @@ def test_images_of_16_bits_lose_nothing_silently(colour: int, tmp_path: Path) ->
         open_image(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("kind", ["bmp", "png", "jpg", "webp"])
+@pytest.mark.parametrize("width", [16, 160])
+def test_a_size_of_16_is_no_depth_of_16(kind: str, width: int, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for mode in ("L", "RGB"):
+        image.new(mode, (width, 4)).save(tmp_path / f"a.{kind}")
+        assert open_image(tmp_path / f"a.{kind}").shape[-1] == width
+
+
 @pytest.mark.parametrize(("depth", "row"), [(1, 0b10100000), (2, 0b11001100), (8, 255)])
 def test_white_is_255_in_every_depth(depth: int, row: int, tmp_path: Path) -> None:
     pytest.importorskip("PIL")

@@ -11,10 +11,6 @@ from lipdeploy.cli.main import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 from lipdeploy.errors import InputError, LipdeployError, Refused
 
 USAGE = InputError.exit_code
-#: A group of commands was named alone (click 8.2 and newer; older ones print the help themselves).
-GROUP_ALONE: tuple[type[BaseException], ...] = tuple(
-    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
-)
 
 
 def end(problem: BaseException, *, debug: bool) -> int:
@@ -29,10 +25,7 @@ def end(problem: BaseException, *, debug: bool) -> int:
     if isinstance(problem, KeyboardInterrupt | click.Abort):
         report.diagnostic("interrupted")
         return INTERRUPTED
-    if isinstance(problem, GROUP_ALONE):
-        report.diagnostic(str(problem))
-    else:
-        report.error(*describe(problem))
+    report.error(*describe(problem))
     report.flush_quietly()
     return exit_code(problem)
 

@@ -12,6 +12,7 @@ from lipdeploy.cli import report
 from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option, limit_option, norm_option, radius
 from lipdeploy.cli.predict import MODES
+from lipdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from lipdeploy.serve.packages import Contents, Files
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-@click.group("package")
+@click.group("package", invoke_without_command=True)
 @debug_option
-def command() -> None:
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Write a deployable folder: the verified bytes, their certificate, and the host's configuration."""
+    if ctx.invoked_subcommand is None:
+        report.diagnostic(ctx.get_help())
+        ctx.exit(InputError.exit_code)
 
 
 def _common(function: Decorated) -> Decorated:

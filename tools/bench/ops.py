@@ -58,6 +58,7 @@ SHORTEST_SAMPLE = 50e-6  # seconds; faster contenders are called several times f
 LOWER, SPACING, KNOTS = -2.0, float(np.float32(0.08)), 51
 PICTURE = Path("build/bench/ops.png")
 JOURNAL = Path("build/bench/ops.jsonl")
+DENSE, DENSE_BATCH = 512, 256  # units of a dense layer, rows of its batch
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 
 Run = Callable[[], object]
@@ -348,7 +349,7 @@ class Network:
 
 
 def networks() -> list[Network]:
-    """Convolutional networks of four layers at 32×32 with either activation, and those of the zoo."""
+    """Four convolutions at 32×32 or three dense layers, with either activation, and the networks of the zoo."""
     made = [
         Network(
             f"four Conv 3x3, {channels} channels, {name}",
@@ -362,6 +363,15 @@ def networks() -> list[Network]:
             ("GroupSort 2", Case("", channels, 1024, 2), False),
             ("GroupSort 2 as torch exports it", Case("", channels, 1024, 2), True),
             ("GroupSort 8", Case("", channels, 1024, 8), False),
+        )
+    ]
+    made += [
+        Network(f"three Gemm of {DENSE}, {name}", dense_net(case), (DENSE_BATCH, DENSE), dense_net(None))
+        for name, case in (
+            ("LinearSpline 51 knots", Case("", DENSE, 1, None, op="LinearSpline")),
+            ("GroupSort 2", Case("", DENSE, 1, 2)),
+            ("GroupSort 8", Case("", DENSE, 1, 8)),
+            ("full sort", Case("", DENSE, 1, 0)),
         )
     ]
     for folder in ("mnist_spline_conv", "mnist_group_sort_conv", "photo_spline_denoiser", "mnist_group_sort_mlp"):
@@ -394,10 +404,32 @@ def conv_net(channels: int, case: Case | None, reference: bool = False) -> onnx.
         helper.make_node("Flatten", ["mean"], ["features"]),
         helper.make_node("MatMul", ["features", "head"], ["y"]),
     ]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        for name, shape in (("x", (32, 3, 32, 32)), ("y", (32, 10)))
-    ]
+    return network_file(nodes, stored, (32, 3, 32, 32), (32, 10))
+
+
+def dense_net(case: Case | None) -> onnx.ModelProto:
+    """Gemm, activation, three times; ten logits."""
+    rng = np.random.default_rng(2)
+    nodes: list[onnx.NodeProto] = []
+    stored: list[onnx.TensorProto] = []
+    here = "x"
+    for layer, width in enumerate((DENSE, DENSE, DENSE, 10)):
+        weight = rng.standard_normal((DENSE, width)).astype(np.float32) / DENSE**0.5
+        stored.append(numpy_helper.from_array(weight, f"w{layer}"))
+        last = layer == 3
+        nodes.append(helper.make_node("Gemm", [here, f"w{layer}"], ["y" if last else f"z{layer}"]))
+        here = f"z{layer}"
+        if case is not None and not last:
+            nodes += activation(case, (DENSE_BATCH, DENSE), layer, False, stored)
+            here = f"a{layer}"
+    return network_file(nodes, stored, (DENSE_BATCH, DENSE), (DENSE_BATCH, 10))
+
+
+def network_file(
+    nodes: list[onnx.NodeProto], stored: list[onnx.TensorProto], x: tuple[int, ...], y: tuple[int, ...]
+) -> onnx.ModelProto:
+    """One file from ``x`` to ``y``, with the bodies of its operators."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x), ("y", y))]
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
     result = helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -81,6 +81,8 @@ def probe_feeds(specs: Sequence[TensorSpec]) -> dict[str, Array]:
 
 def program_tensor(given: Any, spec: TensorSpec, *, finite: bool = True) -> Array:
     """``given`` in the element type of ``spec``, every value unchanged, contiguous."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise InputError(f"input '{spec.name}': a masked array hides values", hint="fill it: x.filled(value)")
     try:
         array = np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires grad

@@ -8,13 +8,20 @@ from typing import Any
 
 import numpy as np
 from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
 from mlserver.errors import MLServerError
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters, ResponseOutput
+from mlserver.types import (
+    InferenceRequest,
+    InferenceResponse,
+    MetadataModelResponse,
+    Parameters,
+    RequestInput,
+    ResponseOutput,
+)
 from mlserver.utils import get_model_uri
 
 from lipdeploy.errors import LipdeployError
 from lipdeploy.serve.embedded import EmbeddedModel
+from lipdeploy.serve.oip import arrays_of, no_guarantees
 from lipdeploy.serve.problems import RequestProblem, of_failure
 from lipdeploy.serve.settings import MODEL_FILE
 
@@ -39,11 +46,12 @@ class CertifiedRuntime(MLModel):  # type: ignore[misc]  # mlserver is installed 
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Label, radius, certified, abstain (or what was asked for) for every row."""
-        arrays = {tensor.name: NumpyCodec.decode_input(tensor) for tensor in payload.inputs}
-        parameters = payload.parameters.model_dump(exclude_none=True) if payload.parameters else {}
-        own = {name: value for name, value in parameters.items() if name.startswith("lipdeploy_")}
+        own = {name: value for name, value in _named(payload.parameters).items() if name.startswith("lipdeploy_")}
         names = [output.name for output in payload.outputs] if payload.outputs else None
         try:
+            arrays = arrays_of([_fields(tensor) for tensor in payload.inputs])
+            for output in payload.outputs or ():
+                no_guarantees(_named(output.parameters), f"output '{output.name}'")
             answer = self._certified.answer(arrays, own, names)
         except (LipdeployError, RequestProblem) as error:
             problem = of_failure(error)
@@ -60,3 +68,14 @@ class CertifiedRuntime(MLModel):  # type: ignore[misc]  # mlserver is installed 
         """MLServer's own codec would give every output a second axis."""
         datatype, _ = self._certified.outputs[name]
         return ResponseOutput(name=name, shape=list(column.shape), datatype=datatype, data=column.ravel().tolist())
+
+
+def _named(parameters: Parameters | None) -> dict[str, Any]:
+    return dict(parameters.model_dump(exclude_none=True)) if parameters else {}
+
+
+def _fields(tensor: RequestInput) -> tuple[str, str, list[int], Any]:
+    """MLServer's codecs convert as NumPy does, 1.9 to an INT8 1: what is certified must be what was sent."""
+    no_guarantees(_named(tensor.parameters), f"input '{tensor.name}'")
+    datatype = getattr(tensor.datatype, "value", tensor.datatype)
+    return tensor.name, datatype, list(tensor.shape), getattr(tensor.data, "root", tensor.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -41,6 +41,7 @@ MAX_INPUTS = 64
 MAX_ID = 1024
 CACHED_HEAD = 2048  # bytes: clients that send tensors in binary repeat the same few heads
 PREFIX = "lipdeploy_"
+WHOLE = "the request"
 NUMBER = re.compile(r"(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?|\d{1,20}/\d{1,20}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 LENGTH = re.compile(rb"\d{1,15}")
@@ -193,7 +194,8 @@ def _cached_head(head: bytes) -> InferenceRequest:
 
 def _parse_head(head: bytes | bytearray, *, binary: bool) -> InferenceRequest:
     content = _object(json_value(head), "the request")
-    parameters = _parameters(content, "the request")
+    no_guarantees(content, "the object")
+    parameters = _parameters(content, WHOLE)
     everything_binary = _flag(parameters, "binary_data_output", False)
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or not 0 < len(inputs) <= MAX_INPUTS:
@@ -282,10 +284,20 @@ def _parameters(content: Mapping[str, Any], what: str) -> dict[str, Any]:
     parameters = content.get("parameters")
     if parameters is None:
         return {}
-    for name, value in _object(parameters, f"'parameters' of {what}").items():
+    given = _object(parameters, f"'parameters' of {what}")
+    if what != WHOLE:
+        no_guarantees(given, what)
+    for name, value in given.items():
         if not isinstance(value, str | int | float | bool):
             raise bad(f"parameter '{name}' of {what} must be a string, a number or a boolean")
-    return _object(parameters, what)
+    return given
+
+
+def no_guarantees(names: Iterable[str], what: str) -> None:
+    """Raise for a parameter that is one of the whole request: elsewhere it would be lost, and a guarantee with it."""
+    for name in names:
+        if name.startswith(PREFIX):
+            raise bad(f"'{name}' of {what} belongs into the parameters of the request")
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -337,11 +349,7 @@ def _no_twins(names: Sequence[str], what: str) -> None:
 def _tensor(entry: Any, binary: bool) -> Tensor:
     content = _object(entry, "an input")
     name = _name(content, "an input")
-    datatype = content.get("datatype")
-    if not isinstance(datatype, str) or datatype not in SIZES:
-        known = ", ".join(SIZES)
-        raise bad(f"input '{name}': datatype {datatype!r} is not offered; known are {known}")
-    shape = _shape(name, content.get("shape"))
+    datatype, shape = _datatype(name, content.get("datatype")), _shape(name, content.get("shape"))
     parameters = _parameters(content, f"input '{name}'")
     if "shared_memory_region" in parameters:
         raise bad(f"input '{name}': shared memory is not offered")
@@ -356,6 +364,12 @@ def _tensor(entry: Any, binary: bool) -> Tensor:
     if type(size) is not int or size != expected:
         raise bad(f"input '{name}': binary_data_size is {size!r}, and {datatype} {list(shape)} takes {expected} bytes")
     return Tensor(name, datatype, shape, None, expected)
+
+
+def _datatype(name: str, value: Any) -> str:
+    if not isinstance(value, str) or value not in SIZES:
+        raise bad(f"input '{name}': datatype {value!r} is not offered; known are {', '.join(SIZES)}")
+    return value
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
@@ -379,6 +393,24 @@ def _values(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Arra
     return _array(name, datatype, flat).reshape(shape)
 
 
+def arrays_of(tensors: Sequence[tuple[str, str, Sequence[int], Any]]) -> dict[str, Array]:
+    """Inputs by name, of (name, datatype, shape, data) as a host took them from its own transport: data in a list.
+
+    FP16, which JSON cannot give exactly, may come so where every value is a float16. Raises ``RequestProblem`` (400).
+    """
+    _no_twins([name for name, *_ in tensors], "input")
+    found = {}
+    for name, datatype, sizes, data in tensors:
+        shape = _shape(name, list(sizes))
+        read_as = "FP64" if _datatype(name, datatype) == "FP16" else datatype
+        values = _values(name, read_as, shape, data)
+        with np.errstate(over="ignore"):
+            found[name] = values.astype(DTYPES[datatype])
+        if read_as != datatype and not np.array_equal(found[name], values):
+            raise bad(f"input '{name}': a value is not a float16 number")
+    return found
+
+
 def _flattened(name: str, data: list[Any]) -> tuple[list[Any], tuple[int, ...]]:
     shape = [len(data)]
     while data and type(data[0]) is list:
@@ -396,6 +428,8 @@ def _array(name: str, datatype: str, flat: list[Any]) -> Array:
     if not kinds <= allowed:
         found = ", ".join(sorted(kind.__name__ for kind in kinds - allowed))
         raise bad(f"input '{name}': {datatype} data holds {found}")
+    if dtype.kind in "iu" and flat and not np.iinfo(dtype).min <= min(flat) <= max(flat) <= np.iinfo(dtype).max:
+        raise bad(f"input '{name}': a value does not fit into {datatype}")
     try:
         with np.errstate(over="ignore"):
             values = np.array(flat, np.float64 if dtype.kind == "f" else dtype).astype(dtype)
@@ -454,6 +488,7 @@ __all__ = [
     "Output",
     "RequestProblem",
     "Tensor",
+    "arrays_of",
     "datatype_of",
     "dtype_of",
     "encode",
@@ -461,6 +496,7 @@ __all__ = [
     "from_bytes",
     "head_length",
     "json_value",
+    "no_guarantees",
     "parse",
     "read_parameters",
     "with_raw",

@@ -190,6 +190,8 @@ def inference_request(message: Any) -> oip.InferenceRequest:
         raise bad(f"'id' may have at most {oip.MAX_ID} characters")
     _no_twins([tensor.name for tensor in message.inputs], "inputs")
     _no_twins([output.name for output in message.outputs], "outputs")
+    for output in message.outputs:
+        oip.no_guarantees(output.parameters, f"output '{output.name[:64]}'")
     tensors = tuple(_tensor(tensor, raw[number] if raw else None) for number, tensor in enumerate(message.inputs))
     outputs = tuple(oip.Output(output.name, True) for output in message.outputs) or None
     given = oip.read_parameters(_parameters(message.parameters))
@@ -207,6 +209,7 @@ def _tensor(tensor: Any, raw: bytes | None) -> oip.Tensor:
         raise bad(f"input '{name[:64]}': datatype '{datatype[:16]}' is not offered")
     if len(shape) > oip.MAX_RANK or not all(0 <= size <= oip.MAX_SIZE for size in shape):
         raise bad(f"input '{name[:64]}': 'shape' must be at most {oip.MAX_RANK} sizes ≥ 0")
+    oip.no_guarantees(tensor.parameters, f"input '{name[:64]}'")
     if "shared_memory_region" in tensor.parameters:
         raise bad(f"input '{name[:64]}': shared memory is not offered")
     values = _typed(tensor, shape) if raw is None else _raw(name, datatype, shape, raw, tensor.HasField("contents"))

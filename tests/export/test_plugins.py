@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lipdeploy as lip
+from lipdeploy import nn
 from lipdeploy.errors import InputError
 from tests.export.running import export_and_compare, operators
 
@@ -25,8 +26,20 @@ class AcmeSort(torch.nn.Module):
 class AcmeOther(AcmeSort):
     def forward(self, x):
         return x.relu()
+
+class AcmeHolder(torch.nn.Module):
+    def __init__(self, held):
+        super().__init__()
+        self.held = [held]  # in a list: not one of its modules
+
+    def forward(self, x):
+        return self.held[0](x)
 """
 ADAPTER = """
+import copy
+
+import torch
+
 import lipdeploy.nn
 
 def adapt(layer):
@@ -40,6 +53,12 @@ def nothing(layer):
 
 def fails(layer):
     raise KeyError("no such thing")
+
+def unpack(layer):
+    return copy.deepcopy(layer.held[0])
+
+def itself(layer):
+    return torch.nn.Sequential(layer, torch.nn.Identity())
 
 table = {}
 """
@@ -96,6 +115,44 @@ def test_nothing_is_imported_before_its_class_is_met(install, out):
 def test_a_subclass_with_its_own_forward_is_left_alone(install, out):
     library = install("acme_nets.AcmeSort = acme_lipdeploy:adapt")
     assert operators(export_and_compare(library.AcmeOther(), (6,), out)) == ["Relu"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LinearSpline(6, init="absolute_value"),
+        lambda: nn.Householder(6),
+        lambda: nn.BjorckLinear(6, 6),
+        lambda: nn.SpectralLinear(6, 6),
+        lambda: torch.nn.utils.parametrizations.orthogonal(torch.nn.Linear(6, 6)),
+    ],
+    ids=["spline", "householder", "bjorck", "spectral", "orthogonal"],
+)
+def test_what_an_adapter_returns_is_made_constant(make, install, out):
+    library = install("acme_nets.AcmeHolder = acme_lipdeploy:unpack")
+    torch.manual_seed(0)
+    layer = make()
+    bound = export_and_compare(library.AcmeHolder(layer.eval()), (6,), out).verdict.lipschitz_bound
+    alone = lip.export(layer, torch.zeros(1, 6), out / "alone.onnx").verdict.lipschitz_bound
+    assert float(bound.value) == float(alone.value)
+
+
+def test_what_an_adapter_returns_may_need_another_adapter(install, out):
+    library = install("acme_nets.AcmeHolder = acme_lipdeploy:unpack")
+    assert operators(export_and_compare(library.AcmeHolder(torch.nn.Softplus()), (6,), out)) == ["Softplus"]
+
+
+def test_an_adapter_may_return_its_layer(install, out):
+    library = install("acme_nets.AcmeOther = acme_lipdeploy:itself")
+    assert operators(export_and_compare(library.AcmeOther(), (6,), out)) == ["Relu"]
+
+
+def test_numbers_that_cannot_be_stored_name_the_layer(install, out):
+    library = install("acme_nets.AcmeHolder = acme_lipdeploy:unpack")
+    spline = nn.LinearSpline(6)
+    torch.nn.init.zeros_(spline.scaling)
+    with pytest.raises(InputError, match=r"layer '0'.*AcmeHolder.*scaling holds a zero"):
+        lip.export(torch.nn.Sequential(library.AcmeHolder(spline)), torch.zeros(1, 6), out / "model.onnx")
 
 
 def test_a_wrong_adapter_fails_parity(install, out):

@@ -149,3 +149,9 @@ def test_torch_tensors_are_arrays_unless_they_require_grad():
 def test_a_ragged_list_is_an_input_error():
     with pytest.raises(InputError):
         program_tensor([[1.0, 2.0], [3.0]], FLOAT)
+
+
+def test_a_masked_array_is_not_taken_for_what_it_hides():
+    hidden = np.ma.masked_array(np.zeros((1, 3), np.float32), mask=[[True, False, False]])
+    with pytest.raises(InputError, match="masked array"):
+        feeds_for(hidden, [FLOAT])

@@ -201,3 +201,49 @@ def test_answers_read_back(binary: tuple[bool, ...]) -> None:
         assert entry["shape"] == list(values[entry["name"]][1].shape)
         assert np.array_equal(found.ravel(), array.ravel())  # exactly, digits of decimals included
     assert at == (len(data) if any(binary) else 0)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (("x", "INT8", [1, 2], [1.9, 0]), "INT8 data holds float"),
+        (("x", "INT8", [1, 2], ["1", 0]), "INT8 data holds str"),
+        (("x", "UINT8", [1, 2], [300, 0]), "does not fit into UINT8"),
+        (("x", "UINT8", [1, 2], [-1, 0]), "does not fit into UINT8"),
+        (("x", "UINT64", [1, 2], [2**64, 0]), "does not fit into UINT64"),
+        (("x", "BOOL", [1, 2], [7, 0]), "BOOL data holds int"),
+        (("x", "FP16", [1, 2], [1.0001, 0]), "not a float16 number"),
+        (("x", "FP16", [1, 2], [1e6, 0]), "not a float16 number"),
+        (("x", "FP32", [1, 2], [1e39, 0]), "does not fit into FP32"),
+        (("x", "FP32", [1, 3], [1.0, 0.0]), "shape"),
+        (("x", "BYTES", [1, 2], ["a", "b"]), "not offered"),
+        (("x", "FP32", [1, 2], b"\0" * 8), "must be a list"),
+    ],
+)
+def test_a_host_s_numbers_are_never_converted(tensor: tuple[str, str, list[int], Any], words: str) -> None:
+    with pytest.raises(RequestProblem, match=words):
+        oip.arrays_of([tensor])
+
+
+def test_a_host_s_tensors() -> None:
+    found = oip.arrays_of([("a", "INT8", [2, 1], [-128, 127]), ("b", "FP16", [1, 2], [[0.5, 65504]])])
+    assert found["a"].dtype == np.int8
+    assert found["a"].tolist() == [[-128], [127]]
+    assert found["b"].dtype == np.float16
+    assert found["b"].tolist() == [[0.5, 65504.0]]
+    with pytest.raises(RequestProblem, match="twice"):
+        oip.arrays_of([("a", "INT8", [1], [1]), ("a", "INT8", [1], [2])])
+
+
+@pytest.mark.parametrize("name", ["lipdeploy_epsilon", "lipdeploy_require_certificate", "lipdeploy_anything"])
+@pytest.mark.parametrize("place", ["input", "output", "object"])
+def test_a_guarantee_asked_for_in_the_wrong_place_is_not_lost(name: str, place: str) -> None:
+    tensor: dict[str, Any] = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [0.5]}
+    document: dict[str, Any] = {"inputs": [tensor], "outputs": [{"name": "label"}]}
+    entry = {"input": tensor, "output": document["outputs"][0], "object": document}[place]
+    if place == "object":
+        entry[name] = 1
+    else:
+        entry["parameters"] = {name: 1}
+    with pytest.raises(RequestProblem, match="belongs into the parameters of the request"):
+        oip.parse(json.dumps(document).encode())

@@ -147,6 +147,7 @@ def broken(change: Callable[[Any], Any]) -> Any:
         (lambda m: (m.outputs.add(name="label"), m.outputs.add(name="label")), "INVALID_ARGUMENT"),
         (lambda m: setattr(m.parameters["lipdeploy_epsilon"], "string_param", "-1"), "INVALID_ARGUMENT"),
         (lambda m: setattr(m.parameters["lipdeploy_epsilon"], "double_param", float("nan")), "INVALID_ARGUMENT"),
+        (lambda m: setattr(m.inputs[0].parameters["lipdeploy_epsilon"], "double_param", 1.0), "INVALID_ARGUMENT"),
         (lambda m: setattr(m.parameters["lipdeploy_epsylon"], "string_param", "1"), "INVALID_ARGUMENT"),
         (lambda m: m.parameters["empty"], "INVALID_ARGUMENT"),
         (lambda m: setattr(m, "id", "x" * 5000), "INVALID_ARGUMENT"),

@@ -22,6 +22,7 @@ from torch import nn
 from lipdeploy.errors import InputError
 from lipdeploy.export.adapters import copied, orthogonium, torch_layers, torchlip
 from lipdeploy.export.adapters.plugins import plugin
+from lipdeploy.nn import bake
 
 Adapter = Callable[[nn.Module], nn.Module]
 
@@ -44,16 +45,18 @@ def find_adapter(layer: nn.Module) -> Adapter | None:
     return None
 
 
-def replace_layers(root: nn.Module) -> nn.Module:
+def replace_layers(root: nn.Module, inside: frozenset[str] = frozenset()) -> nn.Module:
     """Replace, in place, every layer that has an adapter; a layer used twice is replaced by one object.
+
+    What an adapter returns is baked and searched too, but not for the classes that it stands for (``inside``).
 
     Raises ``InputError`` naming the layer whose adapter fails or refuses.
     """
     replaced: dict[int, nn.Module] = {}
     for path, layer in list(root.named_modules()):
         adapter = find_adapter(layer)
-        if adapter is not None:
-            replaced[id(layer)] = _adapted(adapter, path, layer)
+        if adapter is not None and _full_name(layer) not in inside:
+            replaced[id(layer)] = _adapted(adapter, path, layer, inside)
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
             if id(child) in replaced:
@@ -61,7 +64,7 @@ def replace_layers(root: nn.Module) -> nn.Module:
     return replaced.get(id(root), root)
 
 
-def _adapted(adapter: Adapter, path: str, layer: nn.Module) -> nn.Module:
+def _adapted(adapter: Adapter, path: str, layer: nn.Module, inside: frozenset[str]) -> nn.Module:
     where = f"layer '{path}' ({type(layer).__name__})"
     try:
         stand_in = adapter(layer)
@@ -72,7 +75,15 @@ def _adapted(adapter: Adapter, path: str, layer: nn.Module) -> nn.Module:
             f"{where}: its adapter returned {type(stand_in).__name__}",
             hint="an adapter takes the layer and returns a torch.nn.Module",
         )
-    return stand_in.eval()
+    try:
+        baked = bake(stand_in)
+    except ValueError as error:
+        raise InputError(f"{where}: what its adapter returned cannot be made constant: {error}") from error
+    return replace_layers(baked, inside | {_full_name(layer)})
+
+
+def _full_name(layer: nn.Module) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
 def _library(cls: type) -> str:

@@ -19,6 +19,8 @@ from lipdeploy.export.freeze import Program
 
 MESSAGE_LENGTH = 300
 MAX_LEAVES_TRIED = 24
+LARGE_BATCH = 2**31
+ONE_BATCH = "use x.flatten(1) or x.shape[0] instead of a number, or export with a static batch (--static-batch)"
 
 
 def capture(program: Program, inputs: Sequence[Tensor], *, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
@@ -61,10 +63,27 @@ def _torch_export(
             verbose=False,
             external_data=False,
         )
-    if program is None:
+    if program is None or program.exported_program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
+    if dynamic_batch:
+        _require_open_batch(program.exported_program)
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _require_open_batch(exported: torch.export.ExportedProgram) -> None:
+    """Where the network's path depends on the batch, torch fixes its size, or a range, and goes on without a word.
+
+    Sizes of 0 and 1, which torch tells from the others, are left to the parity check.
+    """
+    nodes = {node.name: node for node in exported.graph.nodes}
+    for name in exported.graph_signature.user_inputs:
+        size = nodes[name].meta["val"].shape[0]
+        if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol:
+            raise RuntimeError(f"its path was specialized to a batch of {size}")
+        sizes = exported.range_constraints.get(size.node.expr)
+        if sizes is not None and (bool(sizes.lower > 2) or bool(sizes.upper < LARGE_BATCH)):
+            raise RuntimeError(f"its path was specialized to batches from {sizes.lower} to {sizes.upper}")
 
 
 @contextlib.contextmanager
@@ -96,7 +115,7 @@ def _explain(
     if "specialized" in reason or ("batch" in reason and "constraint" in reason.lower()):
         return InputError(
             f"the network fixes its batch size: {reason}",
-            hint="use x.flatten(1) or x.shape[0] instead of a number, or export with a static batch (--static-batch)",
+            hint=ONE_BATCH,
         )
     culprit = _culprit(program, inputs, opset, dynamic_batch)
     if culprit is None:

@@ -75,7 +75,17 @@ def reference_program(module: nn.Module, options: ExportOptions, inputs: Sequenc
     dtype = _network_dtype(network, options)
     if dtype == torch.float32 and options.input_dtype == "float64":
         raise InputError("input_dtype='float64' would be rounded by a float32 network", hint="pass dtype='float64' too")
-    return Program(network.to("cpu", dtype), Preprocess(options, dtype, inputs[0]))
+    return Program(_in_dtype(network, dtype), Preprocess(options, dtype, inputs[0]))
+
+
+def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``network.to(dtype)``, which would take the real part of complex numbers."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+
+    converted: nn.Module = network._apply(convert)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def freeze(program: Program) -> Program:

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import Tensor, nn
 
 import lipdeploy
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, IntegrityError
 from lipdeploy.export.assemble import assemble, check, publish, stage, staging
-from lipdeploy.export.capture import capture, first_line
+from lipdeploy.export.capture import ONE_BATCH, capture
 from lipdeploy.export.freeze import Program, freeze, reference_program
 from lipdeploy.export.normalize import normalize as normalized
 from lipdeploy.export.options import EXTERNAL_DATA_BYTES, ExportOptions, PerChannel
-from lipdeploy.export.parity import Array, Parity, Run, compare, require, run_reference
+from lipdeploy.export.parity import Array, Parity, Run, compare, require, require_stored, run_reference
+from lipdeploy.export.reference import Reference, references
 from lipdeploy.export.samples import example_tensors, parity_samples
 from lipdeploy.export.storage import Stored, store
 from lipdeploy.export.tidy import tidy
@@ -162,10 +162,10 @@ def export(
     inputs = example_tensors(example_input, options)
     program = reference_program(module, options, inputs)
     feeds = parity_samples(inputs, samples, options, few=run is None)
-    expected = _expected(program, feeds)
+    known = references(program, feeds, dynamic_batch=options.dynamic_batch)
     model = capture_model(program, inputs, options)
-    _check_class_names(options, expected[_judged(model, options)])
-    return _finish(model, feeds, expected, options, run or run_reference)
+    _check_class_names(options, known[0].outputs[_judged(model, options)])
+    return _finish(model, known, options, run or run_reference)
 
 
 def capture_model(program: Program, inputs: Sequence[Tensor], options: ExportOptions) -> onnx.ModelProto:
@@ -178,30 +178,6 @@ def capture_model(program: Program, inputs: Sequence[Tensor], options: ExportOpt
             hint=f"pass opset={written} (--opset {written})",
         )
     return assemble(tidy(raw, standard_ops=options.standard_ops), options, lipdeploy.__version__)
-
-
-def _expected(program: Program, feeds: Sequence[Tensor]) -> list[Array]:
-    try:
-        with torch.no_grad():
-            output: Any = program(*feeds)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(value.shape)) for value in feeds)
-        raise InputError(
-            f"the network cannot run on an input of shape {shapes}: {first_line(error)}",
-            hint=_how_to_run(error, feeds),
-        ) from error
-    outputs = output if isinstance(output, tuple | list) else (output,)
-    if not outputs or not all(isinstance(value, Tensor) for value in outputs):
-        raise InputError(f"the network returns {type(output).__name__}", hint="return a tensor, or a tuple of tensors")
-    return [value.detach().cpu().numpy() for value in outputs]
-
-
-def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
-    if "Guard failed" in str(error):  # what torch.export found in its example and fixed
-        return "leave the batch open: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))"
-    if all(value.ndim == 1 for value in feeds):
-        return "axis 0 of the example is the batch: x[None] is a batch of one"
-    return "check the input shape (--input-shape excludes the batch) and the preprocessing"
 
 
 def _judged(model: onnx.ModelProto, options: ExportOptions) -> int:
@@ -223,19 +199,16 @@ def _check_class_names(options: ExportOptions, logits: Array) -> None:
         raise InputError(f"{len(names)} class names for an output of shape {logits.shape}", hint="one name per logit")
 
 
-def _finish(
-    model: onnx.ModelProto, feeds: Sequence[Tensor], expected: Sequence[Array], options: ExportOptions, run: Run
-) -> ExportResult:
-    """Normalise, store, check, compare, verify and write; the folder is as before when any of this fails."""
+def _finish(model: onnx.ModelProto, known: Sequence[Reference], options: ExportOptions, run: Run) -> ExportResult:
+    """Compare, normalise, store, check, verify and write; the folder is as before when any of this fails."""
+    parity = _parity(model, known, options, run)  # first what is ours, then what scaling and rounding cost
     factor = 1.0
     if options.normalize:
         model, factor = _normalize(model, options)
-    expected = [value * value.dtype.type(factor) for value in expected]
-    if options.storage is not None:
-        _parity(model, feeds, expected, options, run)  # first what is ours, then what rounding the weights costs
     model, stored = _stored(model, options)
     check(model) if model.ByteSize() < options.external_data_bytes else None
-    parity = _parity(model, feeds, expected, options, run, options.storage)
+    if options.normalize or stored is not None:
+        parity = _parity(model, [reference.scaled(factor) for reference in known], options, run, options.storage)
     with staging(options.path) as folder:
         staged = stage(model, folder, options)
         check(staged[-1]) if len(staged) > 1 else None
@@ -257,7 +230,7 @@ def _finish(
         nodes=len(model.graph.node),
         bytes=size,
         output_scale=factor,
-        dtype=options.storage or str(expected[0].dtype),
+        dtype=options.storage or str(known[0].outputs[0].dtype),
         stored=stored,
     )
 
@@ -277,15 +250,31 @@ def _normalize(model: onnx.ModelProto, options: ExportOptions) -> tuple[onnx.Mod
 
 
 def _parity(
-    model: onnx.ModelProto,
-    feeds: Sequence[Tensor],
-    expected: Sequence[Array],
-    options: ExportOptions,
-    run: Run,
-    storage: str | None = None,
+    model: onnx.ModelProto, known: Sequence[Reference], options: ExportOptions, run: Run, storage: str | None = None
+) -> Parity:
+    """How the file differs from torch on all rows. Raises ``IntegrityError``; ``InputError`` for small batches only."""
+    first, *small = known
+    parity = _compared(model, first, options, run, storage)
+    for reference in small:
+        try:
+            _compared(model, reference, options, run, storage)
+        except IntegrityError as error:
+            rows = len(reference.feeds[0])
+            raise InputError(
+                f"the network depends on its batch size: in a batch of {rows}, {error.message}", hint=ONE_BATCH
+            ) from error
+    return parity
+
+
+def _compared(
+    model: onnx.ModelProto, reference: Reference, options: ExportOptions, run: Run, storage: str | None
 ) -> Parity:
     names = [value.name for value in model.graph.input]
-    actual = run(model, {name: value.numpy() for name, value in zip(names, feeds, strict=True)})
-    parity = compare(expected, [np.asarray(value) for value in actual], _judged(model, options))
-    require(parity, expected, options.tolerance, storage)
+    feeds = {name: value.numpy().copy() for name, value in zip(names, reference.feeds, strict=True)}
+    actual = [np.asarray(value) for value in run(model, feeds)]
+    parity = compare(reference.outputs, actual, _judged(model, options))
+    if storage is None:
+        require(parity, reference.outputs, actual, options.tolerance, reference.noise)
+    else:
+        require_stored(parity, reference.outputs, options.tolerance, storage)
     return parity

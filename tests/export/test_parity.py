@@ -39,7 +39,7 @@ def test_nan_against_a_number_is_infinitely_far():
     assert math.isinf(compare([nan], [one]).max_abs)
     assert compare([nan], [nan]).max_abs == 0.0
     with pytest.raises(lip.LipdeployError, match="differs from the torch module by inf"):
-        require(compare([nan], [one]), [one], 1e9)
+        require(compare([nan], [one]), [nan], [one], 1e9)
 
 
 def test_shapes_must_agree():
@@ -73,9 +73,9 @@ def test_another_class_fails_whatever_the_tolerance():
     expected = np.array([[1.0, 2.0]], dtype=np.float32)
     parity = compare([expected], [expected[:, ::-1]])
     with pytest.raises(lip.LipdeployError, match="chooses another class than torch, where torch's lead is 1"):
-        require(parity, [expected], 10.0)
+        require(parity, [expected], [expected[:, ::-1]], 10.0)
     tie = np.array([[1.0, np.nextafter(np.float32(1), np.float32(2))]], dtype=np.float32)
-    require(compare([tie], [tie[:, ::-1]]), [tie], None)
+    require(compare([tie], [tie[:, ::-1]]), [tie], [tie[:, ::-1]], None)
 
 
 def test_the_given_samples_and_runner_are_used(tmp_path):
@@ -91,3 +91,83 @@ def test_the_given_samples_and_runner_are_used(tmp_path):
     result = lip.export(layer, torch.zeros(2, 4), tmp_path / "model.onnx", samples=samples, run=run)
     np.testing.assert_array_equal(seen[0], samples)
     assert result.parity.samples == 40
+
+
+def hooked(factor: float) -> nn.Module:
+    """A layer that is replaced or folded, with a hook that the stand-in does not have."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(3)
+    norm.register_forward_hook(lambda module, inputs, output: output * factor)
+    return nn.Sequential(nn.Linear(6, 3), norm)
+
+
+class BesideLarge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = hooked(3.0)
+
+    def forward(self, x):
+        return 1e6 * x, self.inner(x)
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = hooked(-3.0)
+
+    def forward(self, x):
+        return 1e-6 * self.inner(x)
+
+
+def test_a_small_output_beside_a_large_one_is_compared(tmp_path):
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(BesideLarge(), torch.randn(2, 6), tmp_path / "model.onnx", output_name="output_1")
+
+
+def test_small_outputs_are_compared(tmp_path):
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(Tiny(), torch.randn(2, 6), tmp_path / "model.onnx")
+
+
+def test_parity_comes_before_normalising(tmp_path):
+    network = nn.Sequential(
+        hooked(1.5), *[nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(4)], nn.Linear(3, 2)
+    )
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(network, torch.randn(2, 6), tmp_path / "model.onnx", normalize=True, max_lipschitz=1e-7)
+
+
+def test_what_cancels_in_torch_may_differ_by_its_rounding(tmp_path):
+    """Outputs of 1e-6 from intermediate numbers of 1: float32 itself is off by more than 2e-5 of them."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(6, 64), nn.Linear(64, 3, bias=False)
+    network = nn.Sequential(first, second)
+    with torch.no_grad():
+        first.bias.fill_(1.0)
+        first.weight.mul_(1e-6)
+        second.weight.sub_(second.weight.mean(dim=1, keepdim=True))
+    assert lip.export(network, torch.randn(2, 6), tmp_path / "model.onnx").verdict.status == "verified"
+
+
+class Spectrum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Parameter(torch.fft.rfft(torch.randn(6)))
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.linear(x * torch.fft.irfft(self.filter, n=6))
+
+
+def test_complex_numbers_keep_their_imaginary_part(tmp_path):
+    """Exported as they are, or refused; not the real part alone."""
+    torch.manual_seed(0)
+    network = Spectrum().eval()
+    x = torch.randn(4, 6)
+    expected = network(x).detach().numpy()
+    try:
+        result = lip.export(network, x, tmp_path / "model.onnx")
+    except lip.LipdeployError:
+        return
+    session = lip.CertifiedSession(result.path)
+    np.testing.assert_allclose(session.predict(x.numpy()).logits, expected, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,20 +40,17 @@ class Reference:
         return replace(self, outputs=outputs, noise=noise)
 
 
-def references(program: Program, feeds: Sequence[Tensor], *, dynamic_batch: bool) -> list[Reference]:
-    """All rows first, then the first ones as small batches.
+def reference(program: Program, feeds: Sequence[Tensor]) -> Reference:
+    """What the module makes of all rows. Raises ``InputError`` where it cannot run on them."""
+    return Reference(tuple(feeds), _run(program, feeds), _noise(program, feeds))
 
-    Raises ``InputError`` where the network cannot run on its input, or on a smaller batch of it.
-    """
-    rows = len(feeds[0])
-    whole = _run(program, feeds)
-    noise = _noise(program, feeds, rows)
-    found = [Reference(tuple(feeds), whole, noise)]
+
+def small_batches(program: Program, whole: Reference) -> Iterator[Reference]:
+    """The first rows again, as batches of their own. Raises ``InputError`` where the module cannot run on so few."""
     for size in SMALL_BATCHES:
-        if dynamic_batch and size < rows:
-            few = tuple(value[:size].contiguous() for value in feeds)
-            found.append(Reference(few, _run(program, few), noise))
-    return found
+        if size < len(whole.feeds[0]):
+            few = tuple(value[:size].contiguous() for value in whole.feeds)
+            yield replace(whole, feeds=few, outputs=_run(program, few))
 
 
 def _run(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...]:
@@ -80,8 +77,8 @@ def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
     return "check the input shape (--input-shape excludes the batch) and the preprocessing"
 
 
-def _noise(program: Program, feeds: Sequence[Tensor], rows: int) -> tuple[float, ...] | None:
-    some = [value[:: max(1, rows // NOISE_ROWS)].contiguous() for value in feeds]
+def _noise(program: Program, feeds: Sequence[Tensor]) -> tuple[float, ...] | None:
+    some = [value[:: max(1, len(value) // NOISE_ROWS)].contiguous() for value in feeds]
     try:
         wide = copy.deepcopy(program).double()
         wide.preprocess.dtype = torch.float64

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lipdeploy.nn.householder import Householder
@@ -28,8 +30,8 @@ def bake(module: nn.Module) -> nn.Module:
     baked = _copy(module).eval()
     with torch.no_grad():
         baked = _store_activations(baked)
-        for layer in list(baked.modules()):
-            _remove_parametrizations(layer)
+        _remove_parametrizations(baked)
+        for layer in baked.modules():
             _make_plain(layer)
     return baked.requires_grad_(False)
 
@@ -57,16 +59,31 @@ def _store_activations(root: nn.Module) -> nn.Module:
     return stored.get(id(root), root)
 
 
-def _remove_parametrizations(layer: nn.Module) -> None:
-    if not parametrize.is_parametrized(layer):
-        return
-    # Torch keeps the parametrised attribute in a class made for the original module. The copy shares that class, and
-    # removing the attribute there would break the caller's module: so the copy gets a class of its own.
-    shared = type(layer)
-    namespace = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
-    layer.__class__ = type(shared.__name__, shared.__bases__, namespace)
-    for name in list(layer.parametrizations):  # type: ignore[arg-type]
-        parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+def _remove_parametrizations(root: nn.Module) -> None:
+    """All values are computed first and then replace the raw ones: layers may share a raw weight.
+
+    Torch's ``remove_parametrizations`` writes into the raw weight, which the other owners of it would then read, and
+    takes the attribute out of a class that the copy shares with the caller's module.
+    """
+    layers = [layer for layer in root.modules() if parametrize.is_parametrized(layer)]
+    values = [{name: getattr(layer, name).detach() for name in _raw(layer)} for layer in layers]
+    for layer, constants in zip(layers, values, strict=True):
+        _replace_raw(layer, constants)
+
+
+def _raw(layer: nn.Module) -> nn.ModuleDict:
+    return cast(nn.ModuleDict, layer.parametrizations)
+
+
+def _replace_raw(layer: nn.Module, constants: Mapping[str, Tensor]) -> None:
+    parameters = [name for name, raw in _raw(layer).items() if raw._parameters]
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer.parametrizations
+    for name, value in constants.items():
+        if name in parameters:
+            layer.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        else:
+            layer.register_buffer(name, value)
 
 
 def _make_plain(layer: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import onnx
 import pytest
@@ -69,6 +70,65 @@ def test_shared_layers_stay_shared_and_a_root_can_be_replaced() -> None:
     assert baked[0] is baked[2]
     assert type(lipnn.bake(spline)).__name__ == "StoredLinearSpline"
     assert type(lipnn.bake(lipnn.BjorckLinear(2, 2))) is nn.Linear
+
+
+class Halved(nn.Module):
+    """w/2 + I: applied twice, it shows."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2 + torch.eye(len(weight))
+
+
+def halved(layer: nn.Module) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Halved())
+
+
+def shared_raw_weight() -> nn.Module:
+    first, second = halved(nn.Linear(4, 4)), halved(nn.Linear(4, 4))
+    second.parametrizations.weight.original = first.parametrizations.weight.original
+    return nn.Sequential(first, second)
+
+
+def plain_layer_with_the_raw_weight() -> nn.Module:
+    constrained, plain = lipnn.BjorckLinear(4, 4), nn.Linear(4, 4)
+    plain.weight = constrained.parametrizations.weight.original
+    with torch.no_grad():
+        plain.weight.mul_(3)
+    return nn.Sequential(constrained, plain)
+
+
+def two_constraints_of_one_raw_weight() -> nn.Module:
+    first, second = lipnn.SpectralLinear(4, 4), lipnn.LInfLinear(4, 4)
+    first.parametrizations.weight.original = second.parametrizations.weight.original
+    return nn.Sequential(first, lipnn.LinearSpline(4), second, lipnn.MaxMin())
+
+
+@pytest.mark.parametrize(
+    "make", [shared_raw_weight, plain_layer_with_the_raw_weight, two_constraints_of_one_raw_weight]
+)
+def test_owners_of_one_raw_weight_are_constrained_once_each(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    x = torch.randn(5, 4)
+    expected = net(x)
+    assert torch.equal(lipnn.bake(net)(x), expected)
+    assert torch.equal(net(x), expected)
+
+
+def test_plain_tied_weights_stay_tied() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    baked = lipnn.bake(nn.Sequential(first, lipnn.BjorckLinear(4, 4), second))
+    assert baked[0].weight is baked[2].weight and baked[0].weight is not first.weight
+
+
+def test_a_parametrised_buffer_stays_a_buffer() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_buffer("shift", torch.ones(3))
+    parametrize.register_parametrization(layer, "shift", nn.ReLU())
+    baked = lipnn.bake(halved(layer))
+    assert [name for name, _ in baked.named_buffers()] == ["shift"]
+    assert {name for name, _ in baked.named_parameters()} == {"weight", "bias"}
 
 
 def test_a_subclass_keeps_its_own_forward() -> None:

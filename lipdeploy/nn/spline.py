@@ -198,7 +198,7 @@ class LinearSpline(nn.Module):
     def _scales(self) -> tuple[Tensor | None, Tensor | None]:
         if self.scaling is None:
             return None, None
-        return self.scaling, None if self.training else _inverse_inward(self.scaling)
+        return self.scaling, None if self.training else _differentiable_inverse(self.scaling)
 
     def _limit(self) -> Tensor:
         return torch.tensor(self.lipschitz * self.knot_spacing)
@@ -362,3 +362,9 @@ def _inverse_inward(scale: Tensor) -> Tensor:
     if scale.dtype == torch.float64:
         return inward
     return torch.where((inverse.double() * scale.double()).abs() > 1, inward, inverse)
+
+
+def _differentiable_inverse(scale: Tensor) -> Tensor:
+    """``_inverse_inward`` bit for bit, with the derivatives of 1/scale: what is added is zero."""
+    inverse, reciprocal = _inverse_inward(scale), 1 / scale
+    return inverse + (reciprocal - reciprocal.detach())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lipdeploy.nn import LinearSpline, bake, tv2
+from lipdeploy.nn import LinearSpline, bake, spline_kernels, tv2
 from lipdeploy.nn.spline import interpolate
 from lipdeploy.ops import OPERATORS
 
@@ -73,6 +73,50 @@ def test_projection_and_scale_are_differentiable() -> None:
         return torch.func.functional_call(spline, dict(zip(names, parameters, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_in_evaluation_mode_are_those_of_training(
+    dtype: torch.dtype, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inverse of the scale is rounded inward there; its derivative is that of 1/scale all the same."""
+    if not library:
+        monkeypatch.setattr(spline_kernels, "serves", lambda *_: False)
+    spline = random_spline(num_knots=6).to(dtype)
+    x = torch.randn(8, 4, dtype=dtype, generator=torch.Generator().manual_seed(3))
+    weights = torch.randn(8, 4, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    gradients = []
+    for training in (True, False):
+        y = (spline.train(training)(x) * weights).sum()
+        gradients.append(torch.autograd.grad(y, [spline.scaling, spline.coefficients]))
+    for trained, evaluated in zip(*gradients, strict=True):
+        torch.testing.assert_close(evaluated, trained, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_is_differentiable_in_evaluation_mode() -> None:
+    spline = random_spline(num_knots=6, seed=2).double().eval()
+    x = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scaling = spline.scaling.detach().clone().requires_grad_()  # type: ignore[union-attr]
+
+    def run(scaling: Tensor) -> Tensor:
+        return torch.func.functional_call(spline, {"scaling": scaling}, (x,))
+
+    assert torch.autograd.gradcheck(run, (scaling,))
+    assert torch.autograd.gradgradcheck(run, (scaling,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_inverse_scale_of_evaluation_mode_is_the_stored_one_bit_for_bit(dtype: torch.dtype) -> None:
+    largest, smallest = torch.finfo(dtype).max, torch.finfo(dtype).tiny
+    spread = (1 + torch.rand(4000, generator=torch.Generator().manual_seed(0))) * 10 ** torch.linspace(-4, 4, 4000)
+    spline = LinearSpline(4008).to(dtype)
+    with torch.no_grad():
+        edges = torch.tensor([largest, largest / 3, smallest * 8, smallest * 9, 1, 3, 1 / 3, 0.1], dtype=dtype)
+        spline.scaling.copy_(torch.cat([spread.to(dtype), -edges]))  # type: ignore[union-attr]
+    _, inverse = spline.eval()._scales()
+    expected = spline.stored().inverse_scale
+    assert torch.equal(inverse, expected) and not expected.requires_grad
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,16 +100,17 @@ class SpectralConv2d(nn.Conv2d):
         out_channels: output (N, out_channels, H', W').
         kernel_size: one number or a pair.
         stride: one number or a pair.
-        padding: one number or a pair, ≤ kernel_size − 1.
+        padding: one number or a pair, ≤ kernel_size − 1 (zeros) or ≤ (kernel_size − 1)/2 (circular).
         bias: learn a bias.
         padding_mode: ``"zeros"`` or ``"circular"``.
         input_size: (H, W) of the only size that will be used: then the norm is computed on the torus H + padding
-            (zeros) or H (circular; the stride must divide it), which is the exact norm for circular padding. None:
-            valid for every size, a few percent looser.
+            (zeros) or H (circular; the stride must divide it), which is the exact norm for circular padding with
+            H/stride outputs. None: valid for every size that ``forward`` takes, a few percent looser.
         lipschitz: the ℓ2 constant of the layer.
 
     Raises:
-        ValueError: an argument is out of range, or an input has another size than ``input_size``.
+        ValueError: an argument is out of range, or an input has another size than ``input_size``, or one of which
+            strided windows with circular padding read an entry through both borders.
     """
 
     plain_class: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -134,6 +135,8 @@ class SpectralConv2d(nn.Conv2d):
         parametrize.register_parametrization(self, "weight", _NormalisedOnTorus(lipschitz, steps, grid))
         if input_size is not None:
             self.register_forward_pre_hook(_SizeGuard(_pair(input_size)))
+        elif padding_mode == "circular":
+            self.register_forward_pre_hook(_refuse_repeated_entries)
 
     def _grid(self, input_size: Pair) -> Pair:
         """The torus after space-to-depth, at least as large as the kernel there."""
@@ -143,8 +146,8 @@ class SpectralConv2d(nn.Conv2d):
             circular = self.padding_mode == "circular"
             if circular and (size % step or kernel > size):
                 raise ValueError(
-                    f"circular padding of size {size} with kernel {kernel} and stride {step}: the kernel must fit and "
-                    "the stride must divide the size; leave input_size out"
+                    f"circular padding of input_size {size} with kernel {kernel} and stride {step}: the kernel must "
+                    "fit and the stride must divide the size"
                 )
             torus = size if circular else size + int(self.padding[axis])
             sizes.append(max(-(-torus // step), -(-kernel // step)))
@@ -154,21 +157,22 @@ class SpectralConv2d(nn.Conv2d):
 class AOLConv2d(nn.Conv2d):
     """An almost-orthogonal convolution (Prach & Lampert, ECCV 2022): rescaled per channel, ℓ2 constant ≤ ``lipschitz``.
 
-    Valid for every input size; no transform, so cheap to train, and training drives the kernel towards orthogonality,
-    where the bound is tight. Strided kernels are rescaled per channel *and phase*.
+    Valid for every input size that ``forward`` takes; no transform, so cheap to train, and training drives the kernel
+    towards orthogonality, where the bound is tight. Strided kernels are rescaled per channel *and phase*.
 
     Args:
         in_channels: input (N, in_channels, H, W).
         out_channels: output (N, out_channels, H', W').
         kernel_size: one number or a pair.
         stride: one number or a pair.
-        padding: one number or a pair, ≤ kernel_size − 1.
+        padding: one number or a pair, ≤ kernel_size − 1 (zeros) or ≤ (kernel_size − 1)/2 (circular).
         bias: learn a bias.
         padding_mode: ``"zeros"`` or ``"circular"``.
         lipschitz: the ℓ2 constant of the layer.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or strided windows with circular padding read an entry of an input
+            through both borders.
     """
 
     plain_class: ClassVar[type[nn.Module]] = nn.Conv2d
@@ -192,6 +196,8 @@ class AOLConv2d(nn.Conv2d):
         )
         _init_orthogonal_taps(self.weight, steps)
         parametrize.register_parametrization(self, "weight", _AlmostOrthogonal(lipschitz, steps))
+        if padding_mode == "circular":
+            self.register_forward_pre_hook(_refuse_repeated_entries)
 
 
 class _SizeGuard:
@@ -208,11 +214,31 @@ class _SizeGuard:
             )
 
 
+def _refuse_repeated_entries(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuses images for which circular padding breaks the bound.
+
+    Windows at multiples of a stride that divides the size are windows of the circulant. Otherwise the bound is that of
+    the convolution on ℤ, which has one place for each entry: what the windows leave unread of the padded image must be
+    at least as long as the padding of both sides.
+    """
+    layer = cast(nn.Conv2d, module)
+    for axis in range(2):
+        size, stride, padding = inputs[0].shape[axis - 2], layer.stride[axis], int(layer.padding[axis])
+        left = (size + 2 * padding - layer.kernel_size[axis]) % stride
+        if padding and size % stride and left < 2 * padding:
+            raise ValueError(
+                f"circular padding {padding} with stride {stride} on an input of shape {tuple(inputs[0].shape)}: the "
+                f"stride must divide the size {size}, or the norm is not bounded"
+            )
+
+
 def _check_padding(padding: Pair, kernel_size: Pair, padding_mode: str) -> None:
     if padding_mode not in ("zeros", "circular"):
         raise ValueError(f"padding_mode is {padding_mode!r}; only 'zeros' and 'circular' keep the norm bound")
     if any(not 0 <= pad < size for pad, size in zip(padding, kernel_size, strict=True)):
         raise ValueError(f"padding {padding} must be at least 0 and below the kernel size {kernel_size} on each axis")
+    if padding_mode == "circular" and any(2 * pad >= size for pad, size in zip(padding, kernel_size, strict=True)):
+        raise ValueError(f"circular padding {padding} must be below half the kernel size {kernel_size}: windows repeat")
 
 
 @torch.no_grad()

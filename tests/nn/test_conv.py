@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,57 @@ def test_power_iteration_on_a_larger_map_stays_below_one() -> None:
     assert power_iteration(anywhere, (20, 20)) > 0.94
 
 
+@pytest.mark.parametrize("kind", ["aol", "any size", "sized"])
+def test_circular_padding_is_bounded_by_one_or_refused(kind: str) -> None:
+    """Every small case along one axis, with kernels that show what windows repeat."""
+    torch.manual_seed(0)
+    refused = []
+    for kernel, stride, size in product(range(1, 6), range(1, 5), range(1, 8)):
+        for padding in range(min(kernel, size + 1)):
+            if size + 2 * padding < kernel:
+                continue
+            try:
+                norm = along_one_axis(kind, kernel, stride, padding, size)
+            except ValueError:
+                refused.append((kernel, stride, padding, size))
+                continue
+            assert norm <= 1, (kernel, stride, padding, size)
+    assert refused and all(padding or kind == "sized" for _, _, padding, _ in refused)
+
+
+def along_one_axis(kind: str, kernel: int, stride: int, padding: int, size: int) -> float:
+    options: dict[str, Any] = {"kernel_size": (kernel, 1), "stride": (stride, 1), "padding": (padding, 0)}
+    if kind == "sized":
+        options["input_size"] = (size, 1)
+    kinds = AOLConv2d if kind == "aol" else SpectralConv2d
+    layer = kinds(1, 4, padding_mode="circular", **options)
+    nn.init.orthogonal_(layer.parametrizations.weight.original)
+    return explicit_norm(layer, (size, 1))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size", "allowed"),
+    [
+        (3, 1, 1, 5, True),
+        (5, 1, 2, 3, True),  # the kernel wraps around itself
+        (3, 3, 1, 6, True),
+        (3, 3, 1, 5, False),
+        (3, 2, 1, 5, False),
+        (3, 4, 1, 7, True),  # reads 6, 0, 1 and 3, 4, 5
+        (3, 2, 0, 5, True),  # nothing is padded
+    ],
+)
+def test_sizes_that_circular_padding_allows(kernel: int, stride: int, padding: int, size: int, allowed: bool) -> None:
+    for kind in (AOLConv2d, SpectralConv2d):
+        layer = kind(1, 2, kernel, stride, padding, padding_mode="circular").eval()
+        for net in (layer, bake(layer)):
+            if allowed:
+                net(torch.zeros(1, 1, size, size))
+                continue
+            with pytest.raises(ValueError, match=f"the stride must divide the size {size}"):
+                net(torch.zeros(1, 1, size, size))
+
+
 def test_lipschitz_scales_the_norm() -> None:
     layer = noisy(SpectralConv2d(2, 3, 3, padding=1, padding_mode="circular", input_size=(5, 5), lipschitz=2.5))
     assert explicit_norm(layer, (5, 5)) == pytest.approx(2.5, rel=1e-5)
@@ -129,6 +181,8 @@ def test_another_image_size_is_refused() -> None:
     ("options", "message"),
     [
         ({"padding": 3}, "below the kernel size"),
+        ({"padding": 2, "padding_mode": "circular"}, "below half the kernel size"),
+        ({"padding": (0, 2), "padding_mode": "circular", "input_size": (3, 3)}, "below half the kernel size"),
         ({"padding_mode": "reflect"}, "padding_mode is 'reflect'"),
         ({"stride": 2, "padding_mode": "circular", "input_size": (7, 7)}, "stride must divide the size"),
     ],

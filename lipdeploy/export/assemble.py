@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -138,6 +140,7 @@ def stage(model: onnx.ModelProto, folder: Path, options: ExportOptions) -> list[
     path, files = folder / options.path.name, []
     try:
         if model.ByteSize() > options.external_data_bytes:
+            _require_no_link(options)
             model, data = _externalize(model, folder, f"{options.path.name}.data")
             files.append(data)
         with path.open("wb") as file:
@@ -147,6 +150,15 @@ def stage(model: onnx.ModelProto, folder: Path, options: ExportOptions) -> list[
     except OSError as error:
         raise InputError(f"cannot write {options.path}: {error.strerror}", hint="free some space") from error
     return [*files, path]
+
+
+def _require_no_link(options: ExportOptions) -> None:
+    """External data lies beside the model's own name, where a program that opens the link's target would not look."""
+    if options.path.is_symlink():
+        raise InputError(
+            f"{options.path} is a link, and the model needs a file of external data",
+            hint="name the file that the link leads to",
+        )
 
 
 def _externalize(model: onnx.ModelProto, folder: Path, location: str) -> tuple[onnx.ModelProto, Path]:
@@ -159,26 +171,51 @@ def _externalize(model: onnx.ModelProto, folder: Path, location: str) -> tuple[o
 
 
 def publish(staged: Sequence[Path], target_folder: Path, stale: Sequence[Path] = ()) -> None:
-    """Move every staged file to ``target_folder``; when one move fails, put the older files back.
+    """Rename every staged file over the older one of its name; when one rename fails, put the older files back.
 
-    ``stale`` names files of an older export that would contradict the new one.
+    A link is followed: the file that it names is replaced. ``stale`` names files of an older export that would
+    contradict the new one; they go last.
+
+    At every instant each path holds a whole file, the older or the new one. A kill (SIGTERM, SIGKILL) between two
+    renames leaves new files beside older ones: a new model beside the older certificate, or, with external data, the
+    older model beside new data. Neither agrees with the certificate, and another export repairs both. The private
+    folder, a dot, the model's name and eight characters, is left behind too, and may be deleted.
     """
     backup = staged[0].parent / "previous"
     backup.mkdir()
-    moved: list[Path] = []
+    finals = {path: Path(os.path.realpath(target_folder / path.name)) for path in staged}
+    older = {final: backup / str(k) for k, final in enumerate([*finals.values(), *stale]) if final.exists()}
     try:
-        for final in [*(target_folder / path.name for path in staged), *stale]:
-            if final.exists():
-                os.replace(final, backup / final.name)
-        for path in staged:
-            final = target_folder / path.name
+        for final, kept in older.items():
+            _keep(final, kept)
+        for path, final in finals.items():
             os.replace(path, final)
-            moved.append(final)
-    except BaseException as error:
-        for final in moved:
+        for final in stale:
             final.unlink(missing_ok=True)
-        for old in backup.iterdir():
-            os.replace(old, target_folder / old.name)
+    except BaseException as error:
+        moved = [final for path, final in finals.items() if not path.exists()]
+        _put_back(older, [*moved, *(final for final in stale if not final.exists())])
         if isinstance(error, OSError):
-            raise InputError(f"cannot write to {target_folder}: {error.strerror}") from error
+            raise InputError(f"cannot write to {target_folder}: {error.strerror}", hint=_way_out(error)) from error
         raise
+
+
+def _keep(file: Path, kept: Path) -> None:
+    """A second name for ``file``, or a copy where the file system has no hard links."""
+    try:
+        os.link(file, kept)
+    except OSError:
+        shutil.copy2(file, kept)
+
+
+def _put_back(older: Mapping[Path, Path], finals: Sequence[Path]) -> None:
+    for final in finals:
+        if final in older:
+            os.replace(older[final], final)
+        else:
+            final.unlink(missing_ok=True)
+
+
+def _way_out(error: OSError) -> str:
+    across = error.errno == errno.EXDEV
+    return "name the file that the link leads to: it is on another file system" if across else "choose another folder"

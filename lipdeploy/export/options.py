@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ class ExportOptions:
         return self.path.with_suffix(".cert.json")
 
     @property
+    def data_path(self) -> Path:
+        """Where the weights of a large model go: beside the model."""
+        return self.path.with_name(f"{self.path.name}.data")
+
+    @property
     def preprocesses(self) -> bool:
         """Whether anything stands between the caller's tensor and the network."""
         given = (self.mean, self.std, self.input_scale)
@@ -74,8 +80,12 @@ class ExportOptions:
             raise InputError(f"the output file must end in .onnx, got {self.path.name!r}", hint="write to model.onnx")
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder", hint="name a file in it, such as model.onnx")
-        if not self.path.parent.is_dir():
-            raise InputError(f"the folder {self.path.parent} does not exist", hint="create it first")
+        for path in (self.path, self.certificate_path, self.data_path):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is in the way: it is no file", hint="move it, or give the model another name")
+            parent = Path(os.path.realpath(path)).parent
+            if not parent.is_dir():
+                raise InputError(f"the folder {parent} does not exist", hint="create it first")
 
     def _check_choices(self) -> None:
         norm_pair(self.norm)

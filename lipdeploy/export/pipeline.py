@@ -225,8 +225,7 @@ def _finish(
             _require_any_batch(model, [few.scaled(factor) for few in small_batches(program, known)], options, run)
         certificate = folder / options.certificate_path.name
         verdict.write_certificate(certificate)
-        old_data = options.path.with_name(f"{options.path.name}.data")
-        publish([*staged, certificate], options.path.parent, stale=[old_data] if len(staged) == 1 else [])
+        publish([*staged, certificate], options.path.parent, stale=[options.data_path] if len(staged) == 1 else [])
     return ExportResult(
         path=options.path,
         certificate_path=options.certificate_path,

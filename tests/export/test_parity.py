@@ -171,3 +171,24 @@ def test_complex_numbers_keep_their_imaginary_part(tmp_path):
         return
     session = lip.CertifiedSession(result.path)
     np.testing.assert_allclose(session.predict(x.numpy()).logits, expected, atol=1e-5)
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x -= 0.5
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("network", [WritesToItsInput, lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3))])
+@pytest.mark.parametrize("rows", [2, 20])
+def test_a_network_that_writes_to_its_input_changes_nothing_of_the_callers(network, rows, tmp_path):
+    example = np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+    samples = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    before = example.copy(), samples.copy()
+    assert lip.export(network(), example, tmp_path / "model.onnx").parity.max_abs < 1e-5
+    assert lip.export(network(), example, tmp_path / "model.onnx", samples=samples).parity.max_abs < 1e-5
+    assert np.array_equal(example, before[0]) and np.array_equal(samples, before[1])

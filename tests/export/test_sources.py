@@ -10,6 +10,7 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import lipdeploy as lip
 import lipdeploy.nn as lipnn
 from tests.export.capturing import captured
 from tests.export.running import export_and_compare, operators, randomize_norms, run_onnxruntime
@@ -243,3 +244,28 @@ def test_householder_matches_torchlip_for_every_angle(tmp_path):
     assert float(result.verdict.lipschitz_bound.value) < 1 + 1e-6
     (tmp_path / "maps").mkdir()
     export_and_compare(layer, (8, 3, 5), tmp_path / "maps")
+
+
+def test_log_sigmoid_is_finite_wherever_torch_is(tmp_path):
+    x = torch.linspace(-200, 200, 4001)[:, None]
+    result = lip.export(nn.LogSigmoid(), x, tmp_path / "model.onnx", samples=x, run=run_onnxruntime)
+    (actual,) = run_onnxruntime(result.path, {"input": x.numpy()})
+    np.testing.assert_allclose(actual, nn.functional.logsigmoid(x).numpy(), rtol=4 * 2**-23, atol=1e-44)
+    assert operators(result) == ["Neg", "Softplus", "Neg"] and result.verdict.lipschitz_bound.value == 1
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(1, 20), (1, 19), (0.1, 20), (50, 15), (2, float("inf")), (-1, 20)])
+def test_softplus_whose_jump_cannot_be_seen(beta, threshold, tmp_path):
+    x = torch.linspace(-2, 2, 401)[:, None] * min(threshold, 20) / beta
+    network = nn.Softplus(beta, threshold)
+    result = lip.export(network, x, tmp_path / "model.onnx", samples=x, run=run_onnxruntime)
+    (actual,) = run_onnxruntime(result.path, {"input": x.numpy()})
+    np.testing.assert_allclose(actual, network(x).numpy(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(1, 1), (1, 18), (0.1, 18), (50, 10), (1, -1000)])
+def test_softplus_that_jumps_is_refused_by_name(beta, threshold, tmp_path):
+    network = nn.Sequential(nn.Linear(4, 4), nn.Softplus(beta, threshold))
+    with pytest.raises(lip.InputError, match=rf"layer '1' \(Softplus\): threshold={threshold}") as caught:
+        lip.export(network, torch.zeros(2, 4), tmp_path / "model.onnx")
+    assert "20" in caught.value.hint and list(tmp_path.iterdir()) == []

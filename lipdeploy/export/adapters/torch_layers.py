@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipdeploy.errors import InputError
+
 EXPORT_DOMAIN = "lipdeploy.export"  # exists between capture and tidy only; never in a file
+UNSEEN = 1e-8  # largest jump of a Softplus that is passed over, in units of the larger of 1 and 1/β
 
 
 class Emitted(nn.Module):
@@ -58,7 +62,7 @@ class EmittedBatchNorm(Emitted):
 
 
 class EmittedSoftplus(Emitted):
-    """Softplus without torch's switch to the identity above a threshold, which differs by less than 3e-9."""
+    """Softplus without torch's switch to the identity above a threshold (``softplus`` has judged it)."""
 
     def emit(self, x: Tensor) -> Tensor:
         """softplus(beta·x)/beta."""
@@ -66,6 +70,14 @@ class EmittedSoftplus(Emitted):
         scaled = x if beta == 1 else x * beta
         y = torch.onnx.ops.symbolic("Softplus", (scaled,), dtype=x.dtype, shape=x.shape)
         return y if beta == 1 else y / beta
+
+
+class EmittedLogSigmoid(Emitted):
+    """−softplus(−x): torch writes Log(Sigmoid(x)), which is −∞ below −20 in ONNX Runtime, where its sigmoid is 0."""
+
+    def emit(self, x: Tensor) -> Tensor:
+        """Softplus between two changes of sign."""
+        return -torch.onnx.ops.symbolic("Softplus", (-x,), dtype=x.dtype, shape=x.shape)
 
 
 class EmittedL2Pool(Emitted):
@@ -102,6 +114,21 @@ def batch_norm(layer: nn.Module) -> nn.Module:
     return layer if getattr(layer, "running_mean", None) is None else EmittedBatchNorm(layer)
 
 
+def softplus(layer: nn.Module) -> nn.Module:
+    """A stand-in for a ``Softplus`` whose threshold cannot be seen; raises ``InputError`` for any other.
+
+    Where βx > threshold torch returns x, which is less than softplus(βx)/β by at most log(1 + e^(−threshold))/β.
+    """
+    given: Any = layer
+    beta, threshold = float(given.beta), float(given.threshold)
+    if not np.logaddexp(0.0, -threshold) < UNSEEN * max(1.0, abs(beta)):
+        raise InputError(
+            f"threshold={threshold:g} makes it jump, and ONNX's Softplus has no threshold",
+            hint="leave threshold at its default, 20",
+        )
+    return EmittedSoftplus(layer)
+
+
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
@@ -114,7 +141,8 @@ ADAPTERS: Mapping[tuple[str, str], Callable[[nn.Module], nn.Module]] = {
     **{("torch", f"BatchNorm{rank}d"): batch_norm for rank in (1, 2, 3)},
     ("torch", "_BatchNorm"): batch_norm,
     ("torch", "SyncBatchNorm"): batch_norm,
-    ("torch", "Softplus"): EmittedSoftplus,
+    ("torch", "Softplus"): softplus,
+    ("torch", "LogSigmoid"): EmittedLogSigmoid,
     ("torch", "LPPool1d"): l2_pool,
     ("torch", "LPPool2d"): l2_pool,
 }

@@ -140,9 +140,9 @@ def stage(model: onnx.ModelProto, folder: Path, options: ExportOptions) -> list[
     path, files = folder / options.path.name, []
     try:
         if model.ByteSize() > options.external_data_bytes:
-            _require_no_link(options)
-            model, data = _externalize(model, folder, f"{options.path.name}.data")
-            files.append(data)
+            model, data = _externalize(model, folder, options.data_path.name)
+            files.extend([data] if data.exists() else [])  # no file where every tensor is small
+            _require_no_link(options) if files else None
         with path.open("wb") as file:
             file.write(model_bytes(model))
             file.flush()

@@ -64,6 +64,7 @@ def reference_program(module: nn.Module, options: ExportOptions, inputs: Sequenc
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(module).__name__}", hint="pass the network itself")
+    _require_no_script(module)
     try:
         network = copy_module(module)
     except Exception as error:
@@ -86,6 +87,16 @@ def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     converted: nn.Module = network._apply(convert)  # type: ignore[no-untyped-call]
     return converted
+
+
+def _require_no_script(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            what = f"layer '{path}'" if path else "the network"
+            raise InputError(
+                f"{what} is a ScriptModule (torch.jit.script or torch.jit.trace), which torch cannot export",
+                hint="export the original nn.Module",
+            )
 
 
 def freeze(program: Program) -> Program:

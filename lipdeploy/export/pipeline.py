@@ -214,7 +214,7 @@ def _finish(
         parity = _parity(model, known.scaled(factor), options, run, options.storage)
     with staging(options.path) as folder:
         staged = stage(model, folder, options)
-        check(staged[-1]) if len(staged) > 1 else None
+        check(staged[-1]) if model.ByteSize() >= options.external_data_bytes else None
         size = sum(file.stat().st_size for file in staged)
         verdict = verify(
             staged[-1], norm=options.norm, max_lipschitz=options.max_lipschitz, output_name=options.output_name

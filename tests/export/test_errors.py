@@ -54,6 +54,12 @@ ERRORS = [
     (Mapping, X, {}, "returns dict", "tuple of tensors"),
     (lambda: nn.Linear(7, 3), X, {}, "cannot run on an input of shape", "--input-shape"),
     (lambda: print, X, {}, "expected a torch.nn.Module, got builtin_function_or_method", "network itself"),
+    (lambda: torch.jit.script(nn.Linear(4, 3)), X, {}, "network is a ScriptModule", "original nn.Module"),
+    (lambda: torch.jit.trace(nn.Linear(4, 3), X), X, {}, "network is a ScriptModule", "original nn.Module"),
+    (
+        lambda: nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(4, 3))), X, {},
+        "layer '1' is a ScriptModule", "original nn.Module",
+    ),
     (lambda: nn.Linear(4, 3).half(), X, {}, "weights are float16", "--dtype float32"),
     (lambda: nn.Linear(4, 3).half(), X, {}, "weights are float16", "or float16"),
     (linear, X, {"dtype": "int8"}, "dtype='int8' is unknown", "--weights int8"),

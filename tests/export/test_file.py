@@ -214,6 +214,15 @@ def test_large_weights_go_to_one_data_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.cert.json", "model.onnx"]
 
 
+@pytest.mark.parametrize("network", [nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))])
+def test_small_tensors_alone_need_no_external_data(network, tmp_path):
+    """Shapes and axes stay in the file: when nothing larger is there, no second file is."""
+    (tmp_path / "model.onnx.data").write_bytes(b"of an older model")
+    result = lip.export(network, torch.zeros(2, 4), tmp_path / "model.onnx", external_data_bytes=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.cert.json", "model.onnx"]
+    assert result.bytes == result.path.stat().st_size and lip.verify(result.path).status == "verified"
+
+
 def test_the_report(tmp_path):
     result = lip.export(nn.Linear(4, 3), torch.zeros(2, 4), tmp_path / "model.onnx")
     report = result.to_json()

@@ -74,7 +74,11 @@ def spectral_norm_up(weight: Array, guide: Guide | None = None) -> Bound:
 
 
 def power_of_two(value: float) -> float:
-    """A power of two near ``value``: dividing by it is exact and keeps squares away from overflow and underflow."""
+    """A power of two near ``value``, the largest entry: dividing by it keeps squares from overflow and underflow.
+
+    The division is exact, but for entries that are 2¹⁰²² times or more below the largest (or below 2⁻¹²² where the
+    exponent is held at 900): these may underflow, by less than the slack that rounding bounds of the squares carry.
+    """
     return math.ldexp(1.0, min(max(math.frexp(value)[1], -900), 900))
 
 

@@ -18,6 +18,12 @@ WEIGHTS_ONLY = (
     "quantise the weights only: integers, their scales and DequantizeLinear (lipdeploy export --weights int8)"
 )
 SCORES = "export the scores before it: the class is the same"
+COMPARES = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+#: What a choice by the input's sign was usually written for: an activation with where, or one of torch's functions.
+NO_CHOICE = (
+    "write a piecewise-linear activation with max, min, clamp or abs, or as lipdeploy.nn.LinearSpline; "
+    "a softplus as nn.Softplus"
+)
 FIRST_WITH_BODIES = 17  # the oldest opset for which lipdeploy.ops writes function bodies
 #: Operators that do no arithmetic, so that integer activations cannot overflow in them.
 MOVES_INTEGERS = frozenset(
@@ -83,6 +89,14 @@ def _no_rule(call: Call) -> Refused:
         call.flows()  # what an integer activation was made by has a better reason
         return call.refuse("LIP015", "dequantises numbers that depend on the input", WEIGHTS_ONLY)
     if not call.domain and call.op in NOT_LIPSCHITZ:
-        hint = WEIGHTS_ONLY if call.op in QUANTISES else SCORES if call.op == "LogSoftmax" else ""
-        return call.refuse("LIP010", f"{name} has no finite Lipschitz constant, or no useful one", hint)
+        return call.refuse("LIP010", f"{name} has no finite Lipschitz constant, or no useful one", _instead(call.op))
     return call.refuse("LIP001", f"there is no rule for {name}")
+
+
+def _instead(op: str) -> str:
+    """What to write in place of an operator without a constant; empty where only the code's own hint helps."""
+    if op in QUANTISES:
+        return WEIGHTS_ONLY
+    if op in COMPARES:
+        return NO_CHOICE
+    return SCORES if op == "LogSoftmax" else ""

@@ -137,6 +137,18 @@ def test_operators_without_a_constant_are_refused_by_name(operator: str) -> None
     assert operator in str(verdict.refusals[0])
 
 
+@pytest.mark.parametrize("operator", ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+def test_a_comparison_is_answered_by_what_to_write_instead(operator: str) -> None:
+    """Nobody writes these nodes: they come of torch.where, and of torch's softplus and softshrink."""
+    text = f"""g (float[N, 3] x) => (float[N, 3] y) {{
+        zero = Constant<value = float {{0.0}}>() one = Constant<value = float {{1.0}}>()
+        no = {operator}(x, one) y = Where(no, zero, x) }}"""
+    (refusal,) = judge(text).refusals
+    assert (refusal.code, refusal.op) == ("LIP010", operator)
+    for word in ("max, min, clamp or abs", "lipdeploy.nn.LinearSpline", "nn.Softplus"):
+        assert word in refusal.hint
+
+
 def test_clip_is_a_projection() -> None:
     low, high = np.float32(-1.0).reshape(()), np.float32(2.0).reshape(())
     assert bound(single("Clip", (3,), {"a": low, "b": high})) == 1.0

@@ -15,6 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lipdeploy.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,13 @@ class LipdeployError(Exception):
 
 
 class LimitExceeded(LipdeployError):
-    """The bound was proven and lies above the limit."""
+    """The bound was proven and lies above the limit. ``verdict`` holds the proof, node by node, where there is one."""
 
     exit_code = 1
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "", verdict: Verdict | None = None) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.verdict = verdict
 
 
 class InputError(LipdeployError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -75,9 +74,9 @@ def assumptions(verdicts: Iterable[Verdict]) -> list[Block]:
 
 def nodes(verdict: Verdict) -> Table:
     """The proof, loosest nodes first: the node's own gain and the bound from the input to its output."""
-    ordered = sorted(verdict.nodes, key=lambda node: -_sortable(node.gain.value))
     rows = (
-        (node.name, node.op, shape(node.shape), f"{node.gain}", f"{node.bound_after}", node.rule) for node in ordered
+        (node.name, node.op, shape(node.shape), f"{node.gain}", f"{node.bound_after}", node.rule)
+        for node in verdict.loosest_first()
     )
     return Table(("node", "op", "shape", "gain ≤", "bound after ≤", "rule"), tuple(rows))
 
@@ -85,7 +84,3 @@ def nodes(verdict: Verdict) -> Table:
 def shape(sizes: Sequence[int | None]) -> str:
     """``N×3×32×32``: the batch axis, or any open size, reads N."""
     return "×".join("N" if size is None else str(size) for size in sizes) or "scalar"
-
-
-def _sortable(value: float) -> float:
-    return math.inf if math.isnan(value) else value

@@ -137,7 +137,7 @@ def export(
     Raises:
         InputError: an argument, a layer or a file that cannot be used.
         Refused: the verifier cannot prove a bound for the exported graph.
-        LimitExceeded: the proven bound is above ``max_lipschitz``.
+        LimitExceeded: the proven bound is above ``max_lipschitz``; its ``verdict`` says where that comes from.
         LipdeployError: the exported model does not compute what the module computes.
     """
     options = ExportOptions(

@@ -17,6 +17,8 @@ from lipdeploy.verify.rounding import shortest_up
 REPORT_SCHEMA = "lipdeploy/verify-report/v1"
 USE_VALUES = "use session.run for the values and session.output_band(epsilon) for how far they can move"
 
+NODES_NAMED = 3  # in the error of a bound above its limit
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -107,6 +109,10 @@ class Verdict:
         """Whether the output has the shape (batch, 1)."""
         return self.output is not None and len(self.output.shape) == 2 and self.output.shape[1] == 1
 
+    def loosest_first(self) -> list[NodeReport]:
+        """``nodes`` by their own gain, the largest first; equal gains in the graph's order."""
+        return sorted(self.nodes, key=lambda node: -node.gain.value)
+
     def no_classes(self) -> Refusal:
         """Why labels and radii are refused, where ``class_bounds`` is ``None``."""
         name = self.output.name if self.output else ""
@@ -127,9 +133,17 @@ class Verdict:
         if self.status == "exceeded":
             limit = "its limit" if self.max_lipschitz is None else shortest_up(self.max_lipschitz)
             raise LimitExceeded(
-                f"{self.path}: the proven Lipschitz bound {self.lipschitz_bound} exceeds {limit}",
-                hint="raise --max-lipschitz, or export with --normalize",
+                f"{self.path}: the proven Lipschitz bound {self.lipschitz_bound} exceeds {limit}{self._expanding()}",
+                hint="raise --max-lipschitz, or export with --normalize; "
+                "to see every node, export without the limit, then lipdeploy inspect",
+                verdict=self,
             )
+
+    def _expanding(self) -> str:
+        """The loosest nodes that expand, for an error's one line; empty where none does."""
+        nodes = [node for node in self.loosest_first()[:NODES_NAMED] if node.gain.value > 1.0]
+        named = ", ".join(f"'{node.name}' ({node.op}) {node.gain}" for node in nodes)
+        return f"; largest gains: {named}" if nodes else ""
 
     def write_certificate(self, path: str | os.PathLike[str]) -> None:
         """Write this verdict's certificate (schema lipdeploy/certificate/v1); temporary file, then rename."""

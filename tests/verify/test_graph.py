@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdeploy.errors import REASONS
+from lipdeploy.errors import REASONS, LimitExceeded
 from tests.verify.models import bound, codes, judge, model, run, single
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +194,42 @@ def test_limits() -> None:
     proto = single("Mul", (1,), {"c": np.array([2.0], np.float32)})
     assert judge(proto, max_lipschitz=2.0).status == "verified"
     assert judge(proto, max_lipschitz=np.nextafter(2.0, 0)).status == "exceeded"
+
+
+EXPANDING = """g (float[N, 2] x) => (float[N, 2] y)
+    <float[1] half = {0.5}, float[1] two = {2.0}, float[1] three = {3.0}, float[1] four = {4.0}> {
+        [second] a = Mul(x, three) [third] b = Mul(a, two) [half] c = Mul(b, half) [relu] d = Relu(c)
+        [fourth] e = Mul(d, two) [first] y = Mul(e, four) }"""
+
+
+def exceeding(text: str, limit: float) -> LimitExceeded:
+    with pytest.raises(LimitExceeded) as caught:
+        judge(text, max_lipschitz=limit).raise_for_status()
+    return caught.value
+
+
+def test_a_limit_that_is_exceeded_names_the_three_loosest_nodes_in_one_line() -> None:
+    error = exceeding(EXPANDING, 1.0)
+    assert error.message.endswith(
+        "the proven Lipschitz bound 24 exceeds 1; largest gains: 'first' (Mul) 4, 'second' (Mul) 3, 'third' (Mul) 2"
+    )
+    assert "export without the limit, then lipdeploy inspect" in error.hint
+    assert error.verdict is not None and [node.name for node in error.verdict.loosest_first()] == [
+        "first", "second", "third", "fourth", "relu", "half",
+    ]  # fmt: skip
+
+
+def test_only_nodes_that_expand_are_named() -> None:
+    one = "g (float[N, 1] x) => (float[N, 1] y) <float[1] two = {2.0}> { [double] a = Mul(x, two) [relu] y = Relu(a) }"
+    assert exceeding(one, 1.5).message.endswith("exceeds 1.5; largest gains: 'double' (Mul) 2")
+    assert exceeding("g (float[N, 1] x) => (float[N, 1] y) { y = Relu(x) }", 0.5).message.endswith("exceeds 0.5")
+
+
+def test_an_exceeded_limit_survives_pickling_with_its_verdict() -> None:
+    error = exceeding(EXPANDING, 1.0)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.message, again.hint, again.exit_code) == (error.message, error.hint, 1)
+    assert again.verdict.to_json() == error.verdict.to_json()
 
 
 def test_bounds_that_overflow_are_refused() -> None:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lipdeploy.errors import InputError
+from lipdeploy.export.fold import folded
 from lipdeploy.export.freeze import Program
 
+UNSUPPORTED = "No ONNX function found"  # as torch says that it has no translation for an operator
 MESSAGE_LENGTH = 300
 MAX_LEAVES_TRIED = 24
 LARGE_BATCH = 2**31
@@ -53,22 +55,44 @@ def _torch_export(
         # Program.forward takes *inputs, which torch sees as one tuple argument.
         shapes = (shapes,) if isinstance(module, Program) else shapes
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(inputs),
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes=shapes,
-            input_names=names,
-            verbose=False,
-            external_data=False,
-        )
+        program = _translated(module, tuple(inputs), names, opset, shapes)
     if program is None or program.exported_program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     if dynamic_batch:
         _require_open_batch(program.exported_program)
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _translated(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], opset: int, shapes: Any
+) -> torch.onnx.ONNXProgram | None:
+    try:
+        return _written(module, inputs, names, opset, shapes)
+    except torch.onnx.errors.OnnxExporterError as error:
+        if UNSUPPORTED in first_line(error):
+            with contextlib.suppress(Exception):  # the first error is the one that names what is missing
+                return _written(folded(module, inputs, shapes), (), names, opset, None)
+        raise
+
+
+def _written(
+    module: nn.Module | torch.export.ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    names: list[str],
+    opset: int,
+    shapes: Any,
+) -> torch.onnx.ONNXProgram | None:
+    return torch.onnx.export(
+        module,
+        inputs,
+        dynamo=True,
+        opset_version=opset,
+        dynamic_shapes=shapes,
+        input_names=names,
+        verbose=False,
+        external_data=False,
+    )
 
 
 def _require_open_batch(exported: torch.export.ExportedProgram) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipdeploy
+from lipdeploy.nn import GroupSort
 from lipdeploy.verify import verify
 
 
@@ -114,6 +115,84 @@ def test_so_does_the_fold_of_a_file_that_the_hint_names(kind: type[Layer], tmp_p
     verdict = verify(tmp_path / "folded.onnx")
     assert verdict.status == "verified" and verdict.lipschitz_bound is not None, verdict.refusals
     assert truth(net) * (1 - 1e-5) <= verdict.lipschitz_bound.value <= truth(net) * (1 + 1e-5)
+
+
+class Solve(Layer):
+    """Cayley: (I + A)⁻¹(I − A) for the skew part A; its constants are made in forward too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = (self.weight - self.weight.T) / 2
+        eye = torch.eye(len(skew), dtype=skew.dtype)
+        return functional.linear(x, torch.linalg.solve(eye + skew, eye - skew), self.bias)
+
+
+class Inverse(Layer):
+    """The same by an inverse, the skew part made in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = self.weight.clone()
+        skew.sub_(self.weight.T)
+        eye = torch.eye(len(skew), dtype=skew.dtype)
+        return functional.linear(x, torch.linalg.inv(eye + skew) @ (eye - skew), self.bias)
+
+
+class Exponential(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, torch.linalg.matrix_exp(self.weight - self.weight.T), self.bias)
+
+
+class SpectralNorm(Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight / torch.linalg.matrix_norm(self.weight, 2), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (Solve, "float32"), (Solve, "float64"), (Inverse, "float32"), (Exponential, "float32"),
+        (SpectralNorm, "float32"),
+    ],
+)  # fmt: skip
+def test_what_onnx_cannot_compute_is_stored_as_its_result(kind: type[Layer], dtype: str, tmp_path: Path) -> None:
+    """The layers around it export as ever: BatchNorm is folded, the sort is one operator, parameters keep names."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), GroupSort(2))
+    net = nn.Sequential(before, kind(4, 4), nn.ReLU(), kind(4, 4)).eval().to(getattr(torch, dtype))
+    options = {"dtype": dtype, "input_dtype": dtype}
+    result = lipdeploy.export(net, torch.randn(2, 5), tmp_path / "model.onnx", **options)
+    first = np.linalg.norm(net[0][0].weight.detach().double() / np.sqrt(1 + 1e-5), 2)
+    assert result.verdict.lipschitz_bound is not None
+    assert result.verdict.lipschitz_bound.value == pytest.approx(first, rel=1e-5)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert [(node.name, node.op_type) for node in graph.node] == [
+        ("0.0", "Gemm"), ("0.2", "GroupSort"), ("1", "Gemm"), ("2", "Relu"), ("3", "Gemm"),
+    ]  # fmt: skip
+    assert {tensor.name for tensor in graph.initializer} == {
+        "0.0.weight", "0.0.bias", "1.Gemm.B", "1.bias", "3.Gemm.B", "3.bias",
+    }  # fmt: skip
+
+
+def test_an_inverse_that_the_input_reaches_is_named(tmp_path: Path) -> None:
+    """Near-miss: beside a weight that is stored as its result, one inverse is of the input."""
+
+    class Inverting(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.inv(x[:, :, None] * x[:, None, :] + torch.eye(4))[:, 0] @ torch.linalg.inv(self.weight)
+
+    with pytest.raises(lipdeploy.InputError, match=r"layer '1' \(Inverting\): .*linalg_inv"):
+        lipdeploy.export(nn.Sequential(Solve(4, 4), Inverting(4, 4)), torch.randn(2, 4), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_no_constants(tmp_path: Path) -> None:
+    """Near-miss: no input reaches them, and they are others at every call."""
+
+    class Noisy(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, torch.linalg.inv(self.weight + torch.rand_like(self.weight)))
+
+    with pytest.raises(lipdeploy.InputError, match="linalg_inv"):
+        lipdeploy.export(Noisy(4, 4), torch.randn(2, 4), tmp_path / "model.onnx")
 
 
 def test_a_constant_that_the_input_reaches_is_no_constant(tmp_path: Path) -> None:

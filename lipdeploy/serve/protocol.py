@@ -28,6 +28,7 @@ class Protocol(HttpToolsProtocol):
     begun: float | None = None
     rested: float | None = None
     _header_bytes = 0
+    _trailing = False  # past the headers: more of their kind are trailers
     _body_follows = False
     _short: Any = None
     _piece = b""  # what is being parsed
@@ -70,7 +71,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start counting."""
         super().on_message_begin()
-        self.begun, self.rested, self._header_bytes = self.loop.time(), None, 0
+        self.begun, self.rested, self._header_bytes, self._trailing = self.loop.time(), None, 0, False
 
     def on_url(self, url: bytes) -> None:
         """Collect the target, which arrives in pieces."""
@@ -78,8 +79,12 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect one header."""
+        """Collect one header. A trailer only counts towards the limit: it must not be read as a header (RFC 9110,
+        section 6.5.1), and none means anything here.
+        """
         self._count(len(name) + len(value) + 4)
+        if self._trailing:
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -87,6 +92,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request is on its way."""
+        self._trailing = True
         if self._offers_upgrade:
             return
         self.begun, self._body_follows = None, True

@@ -191,6 +191,40 @@ def test_an_upgrade_does_not_smuggle_a_second_length(shared: int) -> None:
     assert answered(shared, b"".join(written("POST", INFER, headers, JSON)))[0] == 400
 
 
+KEY = "alpha-key-of-a-client"
+TRAILERS = {
+    "a key": ("X-Api-Key: wrong", f"X-Api-Key: {KEY}", 401),
+    "the only key": ("X-Other: 1", f"X-Api-Key: {KEY}", 401),
+    "a length of JSON": (f"X-Api-Key: {KEY}", "Inference-Header-Content-Length: 3", 200),
+    "an encoding": (f"X-Api-Key: {KEY}", "Content-Encoding: gzip", 200),
+    "a request's name": (f"X-Api-Key: {KEY}", "X-Request-Id: trailer", 200),
+    "a second key": (f"X-Api-Key: {KEY}", f"X-Api-Key: {KEY}", 200),
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server that wants a key."""
+    folder = tmp_path_factory.mktemp("guarded")
+    keys = folder / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    with serving(write(folder / "net.onnx", CLASSIFIER), "--threads", 1, "--api-key-file", keys) as server:
+        _, port = server.listening()
+        server.event("ready")
+        yield port
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize(("header", "trailer", "status"), TRAILERS.values(), ids=TRAILERS.keys())
+def test_trailers_are_no_headers(guarded: int, header: str, trailer: str, status: int, split: bool) -> None:
+    lines = [f"POST {INFER} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", header, "", ""]
+    head, body = "\r\n".join(lines).encode(), b"%x\r\n%s\r\n0\r\n" % (len(JSON), JSON)
+    rest = [body, trailer.encode() + b"\r\n\r\n"]
+    found, headers, _ = answered(guarded, head, *rest) if split else answered(guarded, b"".join([head, *rest]))
+    assert (found, headers.get("x-request-id")) == (status, None)
+
+
 def test_long_paths_are_not_kept() -> None:
     from lipdeploy.serve import routes
 

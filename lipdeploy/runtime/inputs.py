@@ -16,7 +16,6 @@ from lipdeploy.errors import InputError
 from lipdeploy.verify.verdict import TensorSpec
 
 Array = np.ndarray[Any, Any]
-SIGNIFICAND_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 
 def feeds_for(given: Any, specs: Sequence[TensorSpec], *, finite: bool = True) -> dict[str, Array]:
@@ -156,18 +155,24 @@ def _kept(array: Array, converted: Array, dtype: np.dtype[Any]) -> Array:
     if from_float and to_float:
         same: Array = np.isfinite(converted) & (_widest(converted) == _widest(array))
         return same
-    if to_float:
-        limit = 2 ** SIGNIFICAND_BITS[dtype.name]
-        magnitude_fits = array <= limit if array.dtype.kind != "i" else (array <= limit) & (array >= -limit)
-        return np.asarray(magnitude_fits) & np.isfinite(converted)
-    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if array.dtype.kind == "b":
         return np.ones(array.shape, dtype=bool)
+    if to_float:
+        return _still_whole(array, converted)
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if from_float:
         wide = _widest(array)
         whole: Array = (wide == np.trunc(wide)) & (wide >= float(low)) & (wide < float(high) + 1.0)
         return whole
     return _within(array, low, high)
+
+
+def _still_whole(array: Array, converted: Array) -> Array:
+    """Where floats are the integers that they came from; the way back is taken only where it cannot overflow."""
+    limits, wide = np.iinfo(array.dtype), converted.astype(np.float64, copy=False)
+    inside = (wide >= float(limits.min)) & (wide < float(limits.max) + 1.0)
+    same: Array = inside & (np.where(inside, wide, 0.0).astype(array.dtype) == array)
+    return same
 
 
 def _widest(array: Array) -> Array:

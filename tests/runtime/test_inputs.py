@@ -28,6 +28,8 @@ BYTE = spec(np.uint8, 3)
         np.float16([[1, 2.5, 65504]]),
         np.array([[1, 2.5, -3]], dtype=ml_dtypes.bfloat16),
         np.int64([[1, 2**24, -(2**24)]]),
+        np.int64([[2**24 + 2, 2**25, -(2**63)]]),
+        np.uint64([[2**63, 2**64 - 2**40, 0]]),
         np.array([[True, False, True]]),
         [[1, 2, 3]],
     ],
@@ -47,7 +49,9 @@ def test_values_that_float32_holds_are_accepted_and_kept(given):
         np.float64([[2.0**-150, 0, 0]]),
         np.int64([[2**24 + 1, 0, 0]]),
         np.uint64([[2**64 - 1, 0, 0]]),
-        np.int64([[-(2**63), 1, 0]]),
+        np.int64([[-(2**63) + 1, 1, 0]]),
+        np.int64([[2**63 - 1, 1, 0]]),
+        np.uint32([[2**32 - 1, 1, 0]]),
         np.array([[1, 0, 0]], np.longdouble) + np.longdouble(2.0) ** -60,
     ],
 )
@@ -56,6 +60,16 @@ def test_values_that_float32_would_round_are_refused(given):
         program_tensor(given, FLOAT)
     assert error.value.hint == "convert it yourself: x.astype('float32')"
     assert error.value.exit_code == 2
+
+
+def test_the_largest_integers_of_small_floats():
+    """65504 is a float16 number and 65520 would be infinite; bfloat16 has 8 bits and the range of float32."""
+    half, brain = spec(np.float16, 3), spec(ml_dtypes.bfloat16, 3)
+    assert program_tensor(np.int64([[65504, -65504, 2**12 + 4]]), half).tolist() == [[65504, -65504, 4100]]
+    assert program_tensor(np.uint64([[2**63, 2**20, 255]]), brain).astype(np.float64).tolist() == [[2**63, 2**20, 255]]
+    for given, kind in (([[65520, 0, 0]], half), ([[2**11 + 1, 0, 0]], half), ([[257, 0, 0]], brain)):
+        with pytest.raises(InputError, match=r"is not a .*float16 number"):
+            program_tensor(np.int64(given), kind)
 
 
 def test_a_float32_array_is_not_copied():

@@ -100,10 +100,14 @@ class Ticket:
         self._tell()
 
     def _tell(self) -> None:
-        """Whatever goes wrong with one request's answer, the others of its batch must get theirs."""
+        """Whatever goes wrong with one request's answer, the others of its batch must get theirs.
+
+        What is called is let go of: it holds this ticket in turn, and the model.
+        """
+        done, self.done = self.done, None
         try:
-            if self.done is not None:
-                self.done()
+            if done is not None:
+                done()
         except Exception as error:
             what = {"message": "an answer could not be delivered", "exception": error}
             asyncio.get_running_loop().call_exception_handler(what)

@@ -81,7 +81,7 @@ class EmbeddedModel:
         return {name: columns(name) for name in names or self.default_outputs}
 
     def _columns(self, feeds: Mapping[str, Array], epsilon: float | None, rows: int) -> Any:
-        result = self._model.run(feeds, epsilon)
+        result = self._model.program.run(feeds, epsilon)
         if not isinstance(result, Rows):
             return lambda name: result.y[:rows]
         certified = (result.exact_radius > 0.0) & (result.exact_radius >= (epsilon or 0.0))

@@ -41,6 +41,60 @@ class Counts:
     by_rows: dict[int, list[int]] = field(default_factory=dict)  # rows → [batches, ns]
 
 
+class Program:
+    """What a queue calls: it answers batches and counts them.
+
+    It does not know the queue, nor the version that holds both. So a version that was replaced is freed with its last
+    request; in a cycle its weights would wait for a collection of everything that is old.
+    """
+
+    def __init__(self, session: CertifiedSession, counts: Counts, metrics: Metrics, *labels: str) -> None:
+        self.session, self.counts = session, counts
+        self.fixed_rows = session.inputs[0].shape[0]
+        self.adaptive = session.certify == "adaptive"
+        self._queue_seconds = metrics.queue_seconds.labelled(*labels)
+        self._infer_seconds = metrics.infer_seconds.labelled(*labels)
+        self._batch_rows = metrics.batch_rows.labelled(*labels)
+        self._queue_rows = metrics.queue_rows.labelled(*labels)
+        if session.classes:
+            self._radius = metrics.radius.labelled(*labels)
+
+    def run(self, feeds: Mapping[str, Array], epsilon: float | None) -> Rows | Values:
+        """A batch; a file with a fixed batch size gets its rows and zeros for the rest."""
+        rows = len(next(iter(feeds.values())))
+        given = dict(feeds)
+        if self.fixed_rows is not None and rows < self.fixed_rows:
+            given = {name: _padded(array, self.fixed_rows) for name, array in feeds.items()}
+        if self.session.classes:
+            return Rows(self.session.predict(given, epsilon=epsilon if self.adaptive else None))
+        output = self.session.verdict.output
+        assert output is not None
+        return Values(self.session.run([output.name], given)[0])
+
+    def batch(self, rows: int, seconds: float, result: Any) -> None:
+        """Count a batch."""
+        self._infer_seconds.observe(seconds)
+        self._batch_rows.observe(rows)
+        counts, nanoseconds = self.counts, int(seconds * 1e9)
+        counts.batches += 1
+        counts.rows += rows
+        counts.infer_ns += nanoseconds
+        counts.last_ms = int(time.time() * 1e3)
+        entry = counts.by_rows.setdefault(rows, [0, 0])
+        entry[0] += 1
+        entry[1] += nanoseconds
+        if isinstance(result, Rows):
+            self._radius.observe_all(result.exact_radius[:rows])
+
+    def waited(self, seconds: float) -> None:
+        """Count a wait."""
+        self._queue_seconds.observe(seconds)
+
+    def depth(self, rows: int) -> None:
+        """Note the queue's length."""
+        self._queue_rows.value = rows
+
+
 class ModelVersion:
     """One file behind one name and version, verified; ``batcher`` answers. Built off the loop, used on it."""
 
@@ -63,18 +117,18 @@ class ModelVersion:
         )  # fmt: skip
         self.inputs: tuple[TensorSpec, ...] = self.session.inputs
         self.inputs_by_name = {spec.name: (spec, oip.datatype_of(spec.dtype)) for spec in self.inputs}
-        self.fixed_rows = self.inputs[0].shape[0]
         self.outputs = self._output_types()
         self.default_outputs = DEFAULT_OUTPUTS if self.session.classes else ("y",)
-        self.adaptive = self.session.certify == "adaptive"
         self._describe()
         self.counts = Counts()
         self._count(metrics)
+        self.program = Program(self.session, self.counts, metrics, name, version)
+        self.fixed_rows, self.adaptive = self.program.fixed_rows, self.program.adaptive
         limits = Limits(
             settings.max_batch_rows if self.fixed_rows is None else self.fixed_rows,
             settings.max_queue_rows, settings.max_queue_bytes, settings.batch_delay_seconds, settings.inline_seconds,
         )  # fmt: skip
-        self.batcher = Batcher(self.run, limits, self, executor)
+        self.batcher = Batcher(self.program.run, limits, self.program, executor)
         self._warm_up(limits.max_batch_rows)
         self.loaded_seconds = time.perf_counter() - started
 
@@ -116,14 +170,9 @@ class ModelVersion:
         key = (self.name, self.version)
         self.requests = {code: metrics.requests.labelled(*key, code) for code in ("200",)}
         self.request_seconds = metrics.request_seconds.labelled(*key)
-        self._queue_seconds = metrics.queue_seconds.labelled(*key)
-        self._infer_seconds = metrics.infer_seconds.labelled(*key)
-        self._batch_rows = metrics.batch_rows.labelled(*key)
-        self._queue_rows = metrics.queue_rows.labelled(*key)
         if self.session.classes:
             self._certified = metrics.predictions.labelled(*key, "certified")
             self._abstained = metrics.predictions.labelled(*key, "abstained")
-            self._radius = metrics.radius.labelled(*key)
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The model metadata response of the protocol; −1 is the batch axis."""
@@ -149,18 +198,6 @@ class ModelVersion:
 
     # Answering.
 
-    def run(self, feeds: Mapping[str, Array], epsilon: float | None) -> Rows | Values:
-        """A batch; a file with a fixed batch size gets its rows and zeros for the rest."""
-        rows = len(next(iter(feeds.values())))
-        given = dict(feeds)
-        if self.fixed_rows is not None and rows < self.fixed_rows:
-            given = {name: _padded(array, self.fixed_rows) for name, array in feeds.items()}
-        if self.session.classes:
-            return Rows(self.session.predict(given, epsilon=epsilon if self.adaptive else None))
-        output = self.session.verdict.output
-        assert output is not None
-        return Values(self.session.run([output.name], given)[0])
-
     def _warm_up(self, most: int) -> None:
         """Every size of batch once before the first request, largest first (memory arenas grow to their end), then
         measured, so that the queue knows what is short enough for the event loop.
@@ -170,34 +207,9 @@ class ModelVersion:
             feeds = {spec.name: _zeros(spec, size) for spec in self.inputs}
             for again in range(3):
                 started = time.perf_counter()
-                self.run(feeds, self.settings.epsilon)
+                self.program.run(feeds, self.settings.epsilon)
                 if again:  # the first allocates
                     self.batcher.measured(size, time.perf_counter() - started)
-
-    # What the batcher reports.
-
-    def batch(self, rows: int, seconds: float, result: Any) -> None:
-        """Count a batch."""
-        self._infer_seconds.observe(seconds)
-        self._batch_rows.observe(rows)
-        counts, nanoseconds = self.counts, int(seconds * 1e9)
-        counts.batches += 1
-        counts.rows += rows
-        counts.infer_ns += nanoseconds
-        counts.last_ms = int(time.time() * 1e3)
-        entry = counts.by_rows.setdefault(rows, [0, 0])
-        entry[0] += 1
-        entry[1] += nanoseconds
-        if isinstance(result, Rows):
-            self._radius.observe_all(result.exact_radius[:rows])
-
-    def waited(self, seconds: float) -> None:
-        """Count a wait."""
-        self._queue_seconds.observe(seconds)
-
-    def depth(self, rows: int) -> None:
-        """Note the queue's length."""
-        self._queue_rows.value = rows
 
     def outcomes(self, certified: int, rows: int) -> None:
         """Count rows by outcome."""

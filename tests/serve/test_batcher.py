@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -278,6 +279,26 @@ def test_a_failing_delivery_does_not_touch_the_others() -> None:
         assert await asyncio.gather(*map(values, tickets)) == [[0.0], [2.0], [4.0]]
         assert [type(problem) for problem in problems] == [ZeroDivisionError]
         assert queue.idle
+
+    play(script)
+
+
+def test_a_ticket_lets_go_of_whom_it_told() -> None:
+    """It is held by what it calls, and with it the model."""
+
+    class Told:
+        ticket: Ticket
+
+        def __call__(self) -> None: ...
+
+    async def script(session: Doubling, batcher: Any) -> None:
+        told = Told()
+        ticket = told.ticket = batcher().submit(rows(1.0), 1)
+        ticket.when_done(told)
+        freed = weakref.ref(told)
+        assert await values(ticket) == [2.0]
+        del told, ticket
+        assert freed() is None
 
     play(script)
 

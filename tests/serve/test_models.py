@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,29 @@ def test_requests_in_flight_are_answered_by_whom_they_reached(serve: Serve, tmp_
     assert {reply.status for reply in replies[50:]} == {503}  # they came after the unload
 
 
+@pytest.mark.parametrize("inline_seconds", [0.0, 1.0], ids=["on a thread", "on the loop"])
+def test_what_was_replaced_or_unloaded_is_freed_at_once(serve: Serve, inline_seconds: float) -> None:
+    """Not when the old generation is collected next: on a quiet server its weights would stay for hours."""
+    client = serve({"net": CLASSIFIER}, inline_seconds=inline_seconds)
+
+    def answering() -> weakref.ref[Any]:
+        assert client.post(INFER, json_request(ROWS)).status == 200
+        return weakref.ref(client.app.service.repository.model("net", None))
+
+    gc.collect()
+    gc.disable()
+    try:
+        for change in ("load", "unload"):
+            model = answering()
+            assert client.post(f"/v2/repository/models/net/{change}").status == 200
+            deadline = time.monotonic() + 5
+            while model() is not None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert model() is None, change
+    finally:
+        gc.enable()
+
+
 def test_unload_and_load_again(serve: Serve) -> None:
     client = serve({"net": CLASSIFIER, "second": CLASSIFIER})
     assert client.post("/v2/repository/models/net/unload", b'{"parameters":{"unload_dependents":false}}').status == 200
@@ -303,17 +328,16 @@ def test_a_quota_is_429(serve: Serve) -> None:
 
 
 def test_a_deadline_is_504(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = models.ModelVersion.run
+    run = models.Program.run
 
     def slow(self: Any, feeds: Any, epsilon: Any) -> Any:
         time.sleep(0.2)
         return run(self, feeds, epsilon)
 
     client = serve({"net": CLASSIFIER}, inline_seconds=0.0)
-    monkeypatch.setattr(models.ModelVersion, "run", slow)
-    client.app.service.repository.model("net", None).batcher._run = slow.__get__(  # type: ignore[attr-defined]
-        client.app.service.repository.model("net", None)
-    )
+    monkeypatch.setattr(models.Program, "run", slow)
+    model = client.app.service.repository.model("net", None)
+    model.batcher._run = model.program.run
     reply = client.post(INFER, json_request(ROWS, parameters={"timeout": 20_000}))
     assert (reply.status, "deadline" in reply.error) == (504, True)
     assert client.post(INFER, json_request(ROWS, parameters={"timeout": 0})).status == 200

@@ -322,7 +322,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(serve: Serve) -> None:
     """On a host that tells of it by ``http.disconnect`` only."""
     client = serve({"net": CLASSIFIER}, inline_seconds=0.0)
     model = client.app.service.repository.model("net", None)
-    hold, run = threading.Event(), model.run
+    hold, run = threading.Event(), model.program.run
 
     def held(feeds: Any, epsilon: Any) -> Any:
         assert hold.wait(20)

@@ -351,7 +351,7 @@ def serve(model: str, mode: str) -> int:
 
     logs.configure("info")
     if mode == "bare":
-        models.ModelVersion.run = bare_run
+        models.Program.run = bare_run
     certify = {"bare": "f32", "escalating": "adaptive"}.get(mode, mode)
     settings = Settings(models=model_sources([model]), threads=1, certify=certify)
     return server.run(settings, server.Binding(port=0))

@@ -265,6 +265,9 @@ class Service:
         most = self.settings.max_client_rows
         if most is None or client is None:
             return None
+        if rows > min(most, self.settings.max_queue_rows):
+            message = f"{rows} rows: a request may have at most {min(most, self.settings.max_queue_rows)}"
+            raise RequestProblem(413, message, reason="size")
         if self._waiting.get(client, 0) + rows > most:
             message = f"this client has {self._waiting.get(client, 0)} rows waiting, and at most {most} are allowed"
             raise RequestProblem(429, message, retry_after=1, reason="quota")

@@ -320,11 +320,30 @@ def test_words_for_models(tmp_path: Path) -> None:
 
 def test_a_quota_is_429(serve: Serve) -> None:
     client = serve({"net": CLASSIFIER}, max_client_rows=3)
-    reply = client.post(INFER, json_request(np.zeros((4, 4))))
-    assert (reply.status, reply.headers["retry-after"]) == (429, "1")
-    assert "at most 3" in reply.error
+
+    async def play() -> list[Any]:
+        body = json.dumps(json_request(np.zeros((2, 4)))).encode()
+        return list(await asyncio.gather(*(client.requested("POST", INFER, body) for _ in range(2))))
+
     for _ in range(5):  # what was answered no longer counts
+        first, second = client.do(play())
+        assert (first.status, second.status, second.headers["retry-after"]) == (200, 429, "1")
+        assert "at most 3" in second.error
         assert client.post(INFER, json_request(np.zeros((3, 4)))).status == 200
+
+
+@pytest.mark.parametrize(("client_rows", "queue_rows"), [(3, 64), (64, 3)])
+def test_more_rows_than_could_ever_wait_are_413(serve: Serve, client_rows: int, queue_rows: int) -> None:
+    """Waiting does not help, so nothing says that it would, however many of the client's rows are waiting already."""
+    client = serve({"net": CLASSIFIER}, max_client_rows=client_rows, max_queue_rows=queue_rows)
+
+    async def play() -> list[Any]:
+        bodies = [json.dumps(json_request(np.zeros((rows, 4)))).encode() for rows in (3, 63)]
+        return list(await asyncio.gather(*(client.requested("POST", INFER, body) for body in bodies)))
+
+    first, second = client.do(play())
+    assert (first.status, second.status, "retry-after" in second.headers) == (200, 413, False)
+    assert "at most 3" in second.error
 
 
 def test_a_deadline_is_504(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

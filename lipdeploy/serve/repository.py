@@ -148,9 +148,9 @@ class Repository:
         if slot.model is not None:  # requests that it accepted hold on to it until they are answered
             self.metrics.certificate.drop(slot.name, slot.version)
         slot.model, slot.state, slot.reason, slot.error = model, READY, "", None
-        session = model.session
-        bound, provider = model.parameters["lipdeploy_lipschitz_bound"], session.providers[0]
-        labels = (model.sha256, bound, session.norm, session.guarantee, provider)
+        session, told = model.session, model.parameters
+        bound, guarantee = told["lipdeploy_lipschitz_bound"], told["lipdeploy_guarantee"]
+        labels = (model.sha256, bound, session.norm, guarantee, session.providers[0])
         self.metrics.certificate.labelled(slot.name, slot.version, *labels).value = 1.0
         self.metrics.verify_seconds.labelled(slot.name, slot.version).value = model.loaded_seconds
         self._refresh(slot.name)

@@ -13,7 +13,7 @@ import pytest
 
 from lipdeploy.serve import logs
 from lipdeploy.serve.metrics import CONTENT_TYPE, Histogram, Metrics, merged, render
-from tests.serve.conftest import CLASSIFIER, Client, Serve, json_request
+from tests.serve.conftest import CLASSIFIER, DENOISER, Client, Serve, json_request
 
 INFER = "/v2/models/net/infer"
 ROWS = [[1.0, 0.5, -0.25, 2.0], [0.0, 0.0, 0.0, 0.0]]
@@ -35,6 +35,18 @@ def one(found: Any, name: str, **labels: str) -> float:
     samples = [value for key, value in found[name].items() if set(labels.items()) <= set(key)]
     assert len(samples) == 1, (name, found[name])
     return float(samples[0])
+
+
+@pytest.mark.parametrize(("text", "guarantee"), [(CLASSIFIER, "deployed"), (DENOISER, "network")])
+def test_the_certificates_labels_are_what_responses_say(serve: Serve, text: str, guarantee: str) -> None:
+    client = serve({"net": text})
+    told = client.get("/v2/models/net").json["properties"]
+    found = read(client.get("/metrics").body.decode())
+    assert told["lipdeploy_guarantee"] == guarantee
+    assert one(
+        found, "lipdeploy_certificate_info", guarantee=guarantee, norm=told["lipdeploy_norm"],
+        bound=told["lipdeploy_lipschitz_bound"], sha256=told["lipdeploy_certificate_sha256"],
+    ) == 1  # fmt: skip
 
 
 def test_what_requests_leave_behind(serve: Serve) -> None:

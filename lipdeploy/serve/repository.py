@@ -71,7 +71,7 @@ class Repository:
         slots = self.known(name)
         if version is not None and version not in slots:
             raise RequestProblem(404, f"model '{name}' has no version '{version[:64]}'")
-        slot = slots[version] if version is not None else slots[max(slots, key=int)]
+        slot = slots[version] if version is not None else self._newest(name)
         raise RequestProblem(503, f"model '{name}' is not ready: {slot.reason}", retry_after=1, reason="not_ready")
 
     def known(self, name: str) -> dict[str, Slot]:
@@ -119,7 +119,7 @@ class Repository:
             try:
                 files = self.sources[name].files()
             except (LipdeployError, OSError) as error:
-                self._failed(self._slot(name, "1"), error)
+                self._failed(self._newest(name), error)
                 return [error]
             self._drop_all_but(name, set(files))
             for version in files:
@@ -188,6 +188,11 @@ class Repository:
             self.metrics.certificate.drop(name, version)
             self.metrics.ready.drop(name, version)
         self._refresh(name)
+
+    def _newest(self, name: str) -> Slot:
+        """The newest version that is known; there is always one."""
+        slots = self.slots[name]
+        return slots[max(slots, key=int)]
 
     def _slot(self, name: str, version: str) -> Slot:
         return self.slots[name].setdefault(version, Slot(name, version, LOADING, "waiting to be verified"))

@@ -256,6 +256,22 @@ def test_versions(serve: Serve, tmp_path: Path) -> None:
     assert client.post(INFER, json_request(ROWS)).json["model_version"] == "11"
 
 
+@pytest.mark.parametrize("unloaded", [False, True])
+def test_a_folder_without_versions_brings_none_into_being(serve: Serve, tmp_path: Path, unloaded: bool) -> None:
+    write(tmp_path / "net" / "5" / "model.onnx", CLASSIFIER)
+    client = serve([tmp_path / "net"])
+    if unloaded:
+        client.post("/v2/repository/models/net/unload")
+    shutil.rmtree(tmp_path / "net" / "5")
+    reply = client.post("/v2/repository/models/net/load")
+    assert (reply.status, "no version" in reply.error) == (400, True)
+    (entry,) = client.post("/v2/repository/index").json
+    assert (entry["version"], "no version" in entry["reason"]) == ("5", True)
+    assert entry["state"] == ("UNAVAILABLE" if unloaded else "READY")
+    assert client.get("/v2/models/net/versions/1/ready").status == 404
+    assert client.post(INFER, json_request(ROWS)).status == (503 if unloaded else 200)
+
+
 def test_the_newest_version_that_is_ready_answers(serve: Serve, tmp_path: Path) -> None:
     write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
     write(tmp_path / "net" / "2" / "model.onnx", UNKNOWN)

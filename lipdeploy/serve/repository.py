@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 VERIFYING = "verifying"  # how the reason of a slot begins meanwhile
+VERIFIER = "verify"  # what the threads are called that do it
 
 
 @dataclass
@@ -231,5 +232,10 @@ async def _beside(work: Callable[[], Result]) -> Result:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, problem)
 
-    threading.Thread(target=target, name="verify", daemon=True).start()
+    threading.Thread(target=target, name=VERIFIER, daemon=True).start()
     return await future
+
+
+def still_verifying() -> bool:
+    """Whether a thread of this process is busy with a proof, which cannot be interrupted."""
+    return any(thread.name == VERIFIER for thread in threading.enumerate())

@@ -9,6 +9,7 @@ wait; a second signal ends at once.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -29,6 +30,7 @@ from lipdeploy.errors import InputError, LipdeployError
 from lipdeploy.serve.asgi import App
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.protocol import Protocol
+from lipdeploy.serve.repository import still_verifying
 from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import Settings, is_loopback
 
@@ -102,7 +104,10 @@ def announce(binding: Binding, listeners: Sequence[socket.socket], settings: Set
 
 
 def run(settings: Settings, binding: Binding) -> int:
-    """Serve until a signal; the exit code. 0 after a drain; with ``fail_fast`` the code of the worst failure."""
+    """Serve until a signal; the exit code. 0 after a drain; with ``fail_fast`` the code of the worst failure.
+
+    Where a proof is still running at the end, the process ends here: see ``run_process``.
+    """
     settings = settle(settings, binding)
     check_tls(binding)
     listeners = [bind(binding.host, binding.port)]
@@ -116,9 +121,24 @@ def run(settings: Settings, binding: Binding) -> int:
 
 
 def run_process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any = None) -> int:
-    """Serve with this process alone, or as one of several: ``extra`` is what such a one holds open meanwhile."""
+    """Serve with this process alone, or as one of several: ``extra`` is what such a one holds open meanwhile.
+
+    The exit code; does not return where a proof is still running then, but ends the process with it.
+    """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_process(service, binding, listeners, extra))
+        code = runner.run(_process(service, binding, listeners, extra))
+    if still_verifying():
+        _end_process(code)
+    return code
+
+
+def _end_process(code: int) -> NoReturn:
+    """End without taking the interpreter down: a thread that comes back from C++ to one that has gone aborts."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 async def _process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any) -> int:

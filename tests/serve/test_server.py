@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from ipaddress import ip_address
@@ -18,7 +21,7 @@ import numpy as np
 import pytest
 
 from tests.serve.conftest import CLASSIFIER, UNKNOWN, json_request, write
-from tests.serve.processes import Connection, Process, ask, serving, until_ready
+from tests.serve.processes import ROOT, Connection, Process, ask, serving, until_ready
 
 INFER = "/v2/models/net/infer"
 BODY = json.dumps(json_request([[1.0, 0.5, -0.25, 2.0]])).encode()
@@ -162,6 +165,38 @@ def test_a_signal_while_verifying(net: Path) -> None:
     with serving(net, "--threads", 1) as server:
         server.listening()
         assert server.stop() == 0
+
+
+ENDLESS = """
+import sys
+import numpy as np
+import onnxruntime
+from lipdeploy.cli.main import main
+from lipdeploy.serve import models
+
+bare = onnxruntime.InferenceSession(sys.argv[1])
+
+def endless(*words, **options):
+    while True:
+        bare.run(None, {"x": np.zeros((2000, 4), np.float32)})
+
+models.CertifiedSession = endless
+sys.exit(main(["serve", sys.argv[1], "--port", "0", *sys.argv[2:]]))
+"""
+
+
+def test_a_proof_inside_a_library_does_not_spoil_the_end(net: Path) -> None:
+    """A thread in the middle of C++ when the interpreter goes away takes the process along: SIGABRT."""
+    command = [sys.executable, "-c", ENDLESS, str(net)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+            assert server.stderr is not None
+            while "verifying" not in server.stderr.readline():
+                assert server.poll() is None
+            server.send_signal(signal.SIGTERM)
+            _, rest = server.communicate(timeout=60)
+            assert (server.returncode, '"event": "stopped"' in rest.replace('":"', '": "')) == (0, True), rest
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,13 @@ class Protocol(HttpToolsProtocol):
         cycle.on_response()
         return True
 
+    def hang_up(self) -> None:
+        """Give up on what is being read and answered; who waits for the rest of a body is told at once."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
     @property
     def idle(self) -> bool:
         """Whether no request is being read or answered."""

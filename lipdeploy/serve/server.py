@@ -35,6 +35,7 @@ from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import Settings, is_loopback
 
 QUIET_SECONDS = 0.5
+HANG_UP_SECONDS = 0.1  # for those to end who are told that their client has gone
 BACKLOG = 2048
 SO_ATTACH_FILTER = 26
 INTERNAL_ERROR = 5
@@ -280,11 +281,13 @@ class Server(uvicorn.Server):
         lost = self.service.inflight
         if lost:
             event("drain ended early", logging.ERROR, unanswered=lost, forced=self.force_exit)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.hang_up()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=HANG_UP_SECONDS)
         for task in list(self.server_state.tasks):
             task.cancel()
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.close()
         await asyncio.sleep(0)
 
     def _quiet(self, began: float, limit: float) -> bool:

@@ -159,6 +159,8 @@ def test_the_drain_has_an_end(net: Path) -> None:
         started = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - started < 8.0
+    told = [line for line in server.lines if line["event"] == "text" or line.get("level") == "error"]
+    assert not told  # nothing was accepted, so nothing was lost
 
 
 def test_a_signal_while_verifying(net: Path) -> None:

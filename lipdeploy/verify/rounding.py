@@ -109,8 +109,8 @@ def fraction_up(value: Fraction) -> float:
 
 
 def fraction_down(value: Fraction) -> float:
-    """The largest binary64 number that is not above ``value``."""
-    return -fraction_up(-value)
+    """The largest binary64 number that is not above ``value``; 0 has no sign."""
+    return 0.0 - fraction_up(-value)
 
 
 def gamma_up(terms: int, unit_roundoff: float = UNIT_ROUNDOFF) -> float:

@@ -30,6 +30,7 @@ class Protocol(HttpToolsProtocol):
     _header_bytes = 0
     _trailing = False  # past the headers: more of their kind are trailers
     _body_follows = False
+    _wrong = 400, "this is not an HTTP request"
     _short: Any = None
     _piece = b""  # what is being parsed
     _again: bytes | None = None  # what to parse next
@@ -85,7 +86,7 @@ class Protocol(HttpToolsProtocol):
         self._count(len(name) + len(value) + 4)
         if self._trailing:
             return
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -95,6 +96,7 @@ class Protocol(HttpToolsProtocol):
         self._trailing = True
         if self._offers_upgrade:
             return
+        self._check_host()
         self.begun, self._body_follows = None, True
         super().on_headers_complete()
         self._body_follows = False
@@ -131,17 +133,23 @@ class Protocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
-            raise httptools.HttpParserError("headers too large")  # uvicorn answers 400 and closes
+            self._wrong = 431, f"the headers may have at most {MAX_HEADER_BYTES} bytes"
+            raise httptools.HttpParserError  # uvicorn calls ``send_400_response``
+
+    def _check_host(self) -> None:
+        """RFC 9112, section 3.2."""
+        if self.parser.get_http_version() == "1.1" and [name for name, _ in self.headers].count(b"host") != 1:
+            self._wrong = 400, "an HTTP/1.1 request has one Host header"
+            raise httptools.HttpParserError
 
     def send_400_response(self, msg: str) -> None:
         """What is not HTTP gets an answer all the same; the connection is over."""
         if self.transport.is_closing():
             return
-        too_large = self._header_bytes > MAX_HEADER_BYTES
-        text = f"the headers may have at most {MAX_HEADER_BYTES} bytes" if too_large else "this is not an HTTP request"
+        status, text = self._wrong
         body = orjson.dumps({"error": text})
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[431 if too_large else 400] + head + body)
+        self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

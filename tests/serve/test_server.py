@@ -292,6 +292,8 @@ WIRES: dict[str, tuple[bytes, int]] = {
     "noise": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n", 400),
     "a strange method": (b"B(EW /v2 HTTP/1.1\r\n\r\n", 400),
     "a space in a header's name": (b"GET /v2 HTTP/1.1\r\nHo st: x\r\n\r\n", 400),
+    "no host": (b"GET /v2 HTTP/1.1\r\n\r\n", 400),
+    "two hosts": (b"GET /v2 HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
     "content-length is a word": (b"POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Length: all\r\n\r\n", 400),
     "content-length twice": (b"POST /v2 HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     "content-length and chunks": (
@@ -324,6 +326,13 @@ def test_what_is_not_http(shared: int, data: bytes, status: int) -> None:
     assert reply.status == status
     assert set(reply.json) == {"error"}
     assert ask(shared, "POST", INFER, BODY).status == 200
+
+
+def test_http_1_0_needs_no_host(shared: int) -> None:
+    connection = Connection(shared)
+    connection.socket.sendall(b"GET /v2 HTTP/1.0\r\n\r\n")
+    assert connection.answer().status == 200
+    connection.close()
 
 
 def test_a_body_longer_than_allowed_is_not_read(shared: int) -> None:

@@ -225,6 +225,13 @@ def test_trailers_are_no_headers(guarded: int, header: str, trailer: str, status
     assert (found, headers.get("x-request-id")) == (status, None)
 
 
+@pytest.mark.parametrize("blanks", [" ", "\t ", ""])
+def test_blanks_around_a_value_do_not_belong_to_it(guarded: int, blanks: str) -> None:
+    headers = [(name, f"{blanks}{value}{blanks}") for name, value in (("X-API-Key", KEY), LENGTH)]
+    head, body = written("POST", INFER, headers, BINARY)
+    assert answered(guarded, head + body)[0] == answered(guarded, head, body)[0] == 200
+
+
 def test_long_paths_are_not_kept() -> None:
     from lipdeploy.serve import routes
 

@@ -308,26 +308,13 @@ class App:
         return json_response({"live": True})
 
     async def _ready(self, found: Route, headers: Headers, receive: Receive) -> Response:
-        state = self.service.readiness()
-        if state["ready"] and self.service.siblings is not None:
-            others = await self.service.siblings("ready", {})
-            state = next((other for other in others if not other["ready"]), state)
-        if state["ready"]:
-            return json_response(state)
-        return json_response(state, 503, (b"retry-after", b"1"))
+        return _state(await self.service.ready())
 
     async def _metadata(self, found: Route, headers: Headers, receive: Receive) -> Response:
         return json_response(self.service.model_metadata(found.model, found.version))
 
     async def _model_ready(self, found: Route, headers: Headers, receive: Receive) -> Response:
-        try:
-            self.service.repository.model(found.model, found.version)
-        except RequestProblem as problem:
-            if problem.status != 503:
-                raise
-            state = {"name": found.model, "ready": False, "error": problem.message}
-            return json_response(state, 503, (b"retry-after", b"1"))
-        return json_response({"name": found.model, "ready": True})
+        return _state(await self.service.model_ready(found.model, found.version))
 
     async def _statistics(self, found: Route, headers: Headers, receive: Receive) -> Response:
         return json_response(self.service.statistics(found.model or None, found.version))
@@ -369,10 +356,10 @@ class App:
 
     async def _everywhere(self, action: str, name: str) -> Response:
         """Load or unload here and in the sibling processes; an error unless it worked everywhere."""
-        problem = await change(self.service, action, name)
-        if self.service.siblings is not None:
-            others = await self.service.siblings(action, {"name": name})
-            problem = problem or next((other["error"] for other in others if other.get("error")), None)
+        self.service.repository.order(action, name)
+        siblings = self.service.siblings or _nobody
+        problem, others = await asyncio.gather(change(self.service, name), siblings(action, {"name": name}))
+        problem = problem or next((other["error"] for other in others if other.get("error")), None)
         if problem is not None:
             raise bad(problem)
         return json_response({})
@@ -384,13 +371,18 @@ class App:
         return json_response(openapi.document(self.surface, keys=bool(self._keys), admin_keys=bool(self._admin_keys)))
 
 
-async def change(service: Service, action: str, name: str) -> str | None:
-    """Load or unload a model of this process; what went wrong, or ``None``. Raises 404 for an unknown name."""
-    if action == "unload":
-        service.repository.unload(name)
-        return None
-    failures = await service.repository.load(name)
+async def change(service: Service, name: str) -> str | None:
+    """Load or unload a model of this process as was ordered; what went wrong, or ``None``. Raises 404."""
+    failures = await service.repository.follow(name)
     return f"model '{name}' was not loaded: {failures[0]}" if failures else None
+
+
+async def _nobody(action: str, content: dict[str, Any]) -> list[Any]:
+    return []
+
+
+def _state(state: dict[str, Any]) -> Response:
+    return json_response(state) if state["ready"] else json_response(state, 503, (b"retry-after", b"1"))
 
 
 def create_app(

@@ -17,9 +17,10 @@ from lipdeploy.serve.batcher import Batcher, Limits
 from lipdeploy.serve.columns import CLASS_OUTPUTS, DEFAULT_OUTPUTS, Rows, Values
 from lipdeploy.serve.metrics import Metrics
 from lipdeploy.serve.settings import Settings
-from lipdeploy.verify import TensorSpec, certificate
+from lipdeploy.verify import TensorSpec, Verdict, certificate
 from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.rounding import decimal_up
+from lipdeploy.verify.source import Source
 
 Array = np.ndarray[Any, Any]
 PLATFORM = "onnx_onnxv1"
@@ -93,6 +94,14 @@ class Program:
     def depth(self, rows: int) -> None:
         """Note the queue's length."""
         self._queue_rows.value = rows
+
+
+def digest(files: Source | Verdict) -> str:
+    """Of the bytes of a model: SHA-256 of its file, then of its external data by name, which the same file may lie
+    beside in two forms.
+    """
+    external = (f"{name} {sha256}" for name, sha256 in sorted(files.external_sha256.items()))
+    return " ".join([files.file_sha256, *external])
 
 
 class ModelVersion:

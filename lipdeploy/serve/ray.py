@@ -21,9 +21,9 @@ from ray import serve
 from lipdeploy.errors import InputError, IntegrityError
 from lipdeploy.serve.asgi import App, create_app
 from lipdeploy.serve.logs import event
+from lipdeploy.serve.models import digest
 from lipdeploy.serve.settings import ModelSource, Settings, model_sources
-from lipdeploy.verify.source import Source, read_source
-from lipdeploy.verify.verdict import Verdict
+from lipdeploy.verify.source import read_source
 
 Digests = Mapping[str, Mapping[str, str]]
 NAME = "lipdeploy"
@@ -75,15 +75,9 @@ def _setting(name: str, value: Any) -> Any:
 def _digests(sources: Sequence[ModelSource]) -> dict[str, dict[str, str]]:
     """Model → version → SHA-256 of the file, and of its external data by name."""
     return {
-        source.name: {version: _shown(read_source(file)) for version, file in source.files().items()}
+        source.name: {version: digest(read_source(file)) for version, file in source.files().items()}
         for source in sources
     }
-
-
-def _shown(files: Source | Verdict) -> str:
-    """The digests of a model's files: a node may hold the same file beside other external data."""
-    external = (f"{name} {sha256}" for name, sha256 in sorted(files.external_sha256.items()))
-    return " ".join([files.file_sha256, *external])
 
 
 def _deployment(options: Mapping[str, Any]) -> Any:
@@ -135,7 +129,7 @@ class Replica:
 
     def _compare(self, digests: Digests) -> None:
         for model in self._certified.service.repository.answering():
-            stated, found = digests[model.name].get(model.version), _shown(model.session.verdict)
+            stated, found = digests[model.name].get(model.version), digest(model.session.verdict)
             if found != stated:
                 raise IntegrityError(f"{model.name} version {model.version}: this node's file is {found}, not {stated}")
 

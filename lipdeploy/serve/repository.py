@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
-from lipdeploy.errors import LipdeployError
+from lipdeploy.errors import InputError, IntegrityError, LipdeployError
+from lipdeploy.serve.agreement import Agreement, Reopened
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.metrics import Metrics
-from lipdeploy.serve.models import ModelVersion
+from lipdeploy.serve.models import ModelVersion, digest
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.settings import Settings
 
@@ -40,6 +42,11 @@ class Slot:
     since: float = field(default_factory=time.monotonic)
     proven: float = 0.0
 
+    @property
+    def digest(self) -> str | None:
+        """Of the bytes that answer."""
+        return None if self.model is None else digest(self.model.session.verdict)
+
     def watch(self, node: str, fraction: float) -> None:
         """Note how far the proof is; called on the thread that does it."""
         self.proven = fraction
@@ -48,10 +55,14 @@ class Slot:
 
 
 class Repository:
-    """Names, versions and states. All methods run on one event loop; building happens on a thread beside it."""
+    """Names, versions and states. All methods run on one event loop; building happens on a thread beside it.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    ``agreement`` is what the processes of a server have in common: orders go there, and are then followed by each.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, agreement: Agreement | None = None) -> None:
         self.settings, self.metrics = settings, metrics
+        self.agreement = Agreement() if agreement is None else agreement
         self.sources = {source.name: source for source in settings.models}
         self.slots: dict[str, dict[str, Slot]] = {name: {} for name in self.sources}
         self._answering: dict[tuple[str, str | None], ModelVersion] = {}
@@ -103,47 +114,114 @@ class Repository:
 
     # Changing.
 
-    async def load_all(self) -> None:
-        """Load every configured model, one after the other."""
+    def order(self, action: str, name: str) -> None:
+        """Have ``name`` loaded or unloaded (``action``) by every process that follows. Raises 404."""
+        self.known(name)
+        if action == "unload":
+            self.agreement.unload(name)
+        else:
+            self.agreement.reopen(name)
+
+    async def follow_all(self) -> None:
+        """Follow what was ordered for every configured model, one after the other."""
         for name in self.sources:
-            await self.load(name)
+            await self.follow(name)
 
     async def load(self, name: str) -> list[BaseException]:
-        """Read, verify and swap in every version of ``name``, and say what failed. Raises 404.
+        """Look at the files of ``name`` again, as ``follow`` says. Raises 404."""
+        self.order("load", name)
+        return await self.follow(name)
+
+    def unload(self, name: str) -> None:
+        """Stop offering ``name``; requests that were accepted are still answered. Raises 404."""
+        self.order("unload", name)
+        self._withdraw(name)
+
+    async def follow(self, name: str) -> list[BaseException]:
+        """Read, verify and swap in every version of ``name``, and say what failed; or withdraw it, where that was the
+        last order. Raises 404.
 
         A version that is answering goes on doing so until its successor is verified and warm, and for ever when the
-        successor fails. Versions whose file has gone are retired. The newest comes first.
+        successor fails. Versions whose file has gone are retired. The newest comes first. Where the workers have
+        agreed on bytes that this process cannot serve, it serves nothing under this name.
         """
         self.known(name)
+        if self._withdrawn(name):
+            return []
         async with self._building:
-            self.unloaded.discard(name)
-            try:
-                files = self.sources[name].files()
-            except (LipdeployError, OSError) as error:
-                self._failed(self._newest(name), error)
-                return [error]
-            self._drop_all_but(name, set(files))
-            for version in files:
-                self._slot(name, version)
-            newest_first = reversed(files.items())
-            failures = [await self._load_version(name, version, str(file)) for version, file in newest_first]
-        return [error for error in failures if error is not None]
+            while not self._withdrawn(name):
+                try:
+                    return await self._load(name)
+                except Reopened:  # what was ordered meanwhile counts
+                    continue
+        return []
 
-    async def _load_version(self, name: str, version: str, path: str) -> BaseException | None:
-        slot = self._slot(name, version)
+    def _withdrawn(self, name: str) -> bool:
+        """Whether ``name`` was unloaded on request; here, too, from now on."""
+        unloaded = self.agreement.unloaded(name)
+        if unloaded:
+            self._withdraw(name)
+        return unloaded
+
+    async def _load(self, name: str) -> list[BaseException]:
+        files: dict[str, Path] = {}
+        problem: Exception | None = None
+        try:
+            files = self.sources[name].files()
+        except (LipdeployError, OSError) as error:
+            problem = error
+        versions = self.agreement.versions(name, files)
+        self.unloaded.discard(name)
+        self._drop_all_but(name, set(versions))
+        for version in versions:
+            self._slot(name, version)
+        failures: list[BaseException] = []
+        for version in reversed(versions):
+            gone = problem or InputError(f"version {version} has no file any more", hint="load the model again")
+            failures += await self._load_version(self._slot(name, version), files.get(version, gone))
+            if not self._keeps_to(name, version):
+                break
+        return failures
+
+    async def _load_version(self, slot: Slot, path: Path | Exception) -> list[BaseException]:
+        """Verify and swap in one version, and say what failed. ``path`` may be why there is none."""
         slot.reason, slot.since, slot.proven = VERIFYING, time.monotonic(), 0.0
         if slot.model is None:
             slot.state = LOADING
-        event("verifying", model=name, version=version, path=path)
         try:
-            build = partial(ModelVersion, name, version, path, self.settings, self.metrics, self._executor, slot.watch)
-            model = await _beside(build)
+            model = await self._built(slot, path)
+            found = digest(model.session.verdict)
+            agreed = self.agreement.decide(slot.name, slot.version, found)
+            if agreed != found:
+                message = f"the file has the bytes {found}, and the workers agreed on {agreed or 'none'}"
+                raise IntegrityError(message, hint="load the model again")
+        except Reopened:
+            raise
         except Exception as error:
             self._failed(slot, error)
-            return error
-        if name not in self.unloaded:  # or someone has changed their mind meanwhile
-            self._swap(slot, model)
-        return None
+            return [error]
+        self._swap(slot, model)
+        return []
+
+    async def _built(self, slot: Slot, path: Path | Exception) -> ModelVersion:
+        if isinstance(path, Exception):
+            raise path
+        event("verifying", model=slot.name, version=slot.version, path=str(path))
+        given = (slot.name, slot.version, str(path), self.settings, self.metrics, self._executor, slot.watch)
+        return await _beside(partial(ModelVersion, *given))
+
+    def _keeps_to(self, name: str, version: str) -> bool:
+        """Whether this process has what all agreed on. One that has not serves no version of ``name``: its newest would
+        be another one than elsewhere.
+        """
+        slot = self.slots[name][version]
+        agreed = self.agreement.decide(name, version, slot.digest)
+        if agreed == slot.digest:
+            return True
+        message = f"version {version} is not what the workers agreed on: {slot.reason}"
+        event("left out", logging.ERROR, model=name, version=version, reason=slot.reason, agreed=agreed)
+        self._empty(name, message, IntegrityError(message, hint="load the model again"))
+        return False
 
     def _swap(self, slot: Slot, model: ModelVersion) -> None:
         if slot.model is not None:  # requests that it accepted hold on to it until they are answered
@@ -173,15 +251,17 @@ class Repository:
             slot.reason = f"still the old one; reload failed: {message}"
         self._refresh(slot.name)
 
-    def unload(self, name: str) -> None:
-        """Stop offering ``name``; requests that were accepted are still answered. Raises 404."""
-        self.known(name)
+    def _withdraw(self, name: str) -> None:
+        self._empty(name, "unloaded", None)
+        if name not in self.unloaded:
+            event("unloaded", model=name)
         self.unloaded.add(name)
+
+    def _empty(self, name: str, reason: str, error: BaseException | None) -> None:
         for slot in self.slots[name].values():
-            slot.model, slot.state, slot.reason, slot.error = None, UNAVAILABLE, "unloaded", None
+            slot.model, slot.state, slot.reason, slot.error = None, UNAVAILABLE, reason, error
             self.metrics.certificate.drop(name, slot.version)
         self._refresh(name)
-        event("unloaded", model=name)
 
     def _drop_all_but(self, name: str, versions: set[str]) -> None:
         for version in set(self.slots[name]) - versions:

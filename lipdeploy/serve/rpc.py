@@ -102,16 +102,11 @@ class Door:
         return METHODS["ServerLive"][1](live=True)
 
     async def _server_ready(self, request: Any, context: Context) -> Any:
-        return METHODS["ServerReady"][1](ready=self.service.readiness()["ready"])
+        return METHODS["ServerReady"][1](ready=(await self.service.ready())["ready"])
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
-        try:
-            self.service.repository.model(request.name, request.version or None)
-        except RequestProblem as problem:
-            if problem.status != 503:
-                raise
-            return METHODS["ModelReady"][1](ready=False)
-        return METHODS["ModelReady"][1](ready=True)
+        state = await self.service.model_ready(request.name, request.version or None)
+        return METHODS["ModelReady"][1](ready=state["ready"])
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
         return METHODS["ServerMetadata"][1](**self.service.server_metadata())

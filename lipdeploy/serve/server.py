@@ -201,7 +201,7 @@ def _watch_signals(service: Service, servers: Sequence[Server]) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop, signal.SIGTERM)
     loop.add_signal_handler(signal.SIGINT, stop, signal.SIGINT)
     if hasattr(signal, "SIGHUP"):
-        loop.add_signal_handler(signal.SIGHUP, lambda: _keep(loop.create_task(service.repository.load_all())))
+        loop.add_signal_handler(signal.SIGHUP, lambda: _keep(loop.create_task(service.reload())))
 
 
 _TASKS: set[asyncio.Task[Any]] = set()

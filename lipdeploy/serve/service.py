@@ -18,6 +18,7 @@ import numpy as np
 from lipdeploy.runtime.prediction import checked_epsilon
 from lipdeploy.serve import metrics as prometheus
 from lipdeploy.serve import oip
+from lipdeploy.serve.agreement import Agreement
 from lipdeploy.serve.batcher import Part, Ticket
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.metrics import Metrics, Snapshot
@@ -60,10 +61,10 @@ class Service:
     ``start`` begins to verify and returns at once; ``infer`` answers. Use it on one event loop.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, agreement: Agreement | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.repository = Repository(settings, self.metrics)
+        self.repository = Repository(settings, self.metrics, agreement)
         self.epsilon = None if settings.epsilon is None else checked_epsilon(settings.epsilon)
         self.draining = False
         self.inflight = 0
@@ -78,8 +79,15 @@ class Service:
     def start(self) -> asyncio.Task[None]:
         """Begin to verify every model; the task ends when all are ready or have failed. Idempotent."""
         if self._loading is None:
-            self._loading = asyncio.get_running_loop().create_task(self.repository.load_all())
+            self._loading = asyncio.get_running_loop().create_task(self.repository.follow_all())
         return self._loading
+
+    async def reload(self) -> None:
+        """Look at every model's files again; the supervisor of several workers orders that for them."""
+        if self.siblings is None:
+            for name in self.repository.sources:
+                self.repository.order("load", name)
+        await self.repository.follow_all()
 
     def drain(self) -> None:
         """Say not-ready from now on; requests are still answered."""
@@ -110,6 +118,33 @@ class Service:
         reason = f"model '{first.name}' version {first.version}: {first.reason}"
         reason += "" if failed else f" for {seconds:.1f} s ({progress:.0%} of all models)"
         return {"ready": False, "reason": reason, "error": reason, "progress": progress, "models": self.index()}
+
+    async def ready(self) -> dict[str, Any]:
+        """``readiness`` of all workers: of the first that is not ready, if there is one."""
+        return await self._of_all(self.readiness(), "ready", {})
+
+    def model_readiness(self, name: str, version: str | None) -> dict[str, Any]:
+        """``ready``, and ``error`` where it is false. Raises 404."""
+        try:
+            self.repository.model(name, version)
+        except RequestProblem as problem:
+            if problem.status != 503:
+                raise
+            return {"name": name, "ready": False, "error": problem.message}
+        return {"name": name, "ready": True}
+
+    async def model_ready(self, name: str, version: str | None) -> dict[str, Any]:
+        """``model_readiness`` of all workers. Raises 404."""
+        state = await self._of_all(
+            self.model_readiness(name, version), "model_ready", {"name": name, "version": version}
+        )
+        return {key: value for key, value in {"name": name, **state}.items() if key in ("name", "ready", "error")}
+
+    async def _of_all(self, state: dict[str, Any], action: str, content: dict[str, Any]) -> dict[str, Any]:
+        if not state["ready"] or self.siblings is None:
+            return state
+        others = await self.siblings(action, content)
+        return next((other for other in others if not other["ready"]), state)
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """The repository index: name, version, state and reason of every version."""

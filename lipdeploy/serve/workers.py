@@ -2,7 +2,8 @@
 
 The supervisor binds, starts the workers as fresh interpreters (settings go through a pipe as JSON, sockets by
 inheritance), restarts one that dies, passes signals on and waits. Each worker listens on a Unix socket in a private
-folder; whoever is asked for metrics, readiness, load or unload asks the others there.
+folder; whoever is asked for metrics, readiness, load or unload asks the others there. What they agreed to serve lies
+there, too, so that one that is restarted serves that or nothing.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from typing import Any
 import orjson
 
 from lipdeploy.serve import server
+from lipdeploy.serve.agreement import SharedAgreement
 from lipdeploy.serve.asgi import change
 from lipdeploy.serve.logs import LOGGER, configure, event
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import ModelSource, Settings
 
-ASK_SECONDS = {"metrics": 2.0, "ready": 2.0, "load": 3600.0, "unload": 10.0}
+ASK_SECONDS = {"metrics": 2.0, "ready": 2.0, "model_ready": 2.0, "load": 3600.0, "unload": 10.0}
 MESSAGE_BYTES = 64 * 2**20
 RESTART_SECONDS = 1.0
 POLL_SECONDS = 0.1
@@ -48,7 +50,7 @@ def supervise(settings: Settings, binding: server.Binding, listeners: Sequence[s
             signal.signal(number, lambda number, _: stopping.append(number))
         server.announce(binding, listeners, settings)
         workers = {index: _start(task, index, listeners) for index in range(binding.workers)}
-        return _watch(workers, task, listeners, stopping, settings)
+        return _watch(workers, task, listeners, stopping, settings, SharedAgreement(Path(folder)))
 
 
 def _watch(
@@ -57,12 +59,16 @@ def _watch(
     listeners: Sequence[socket.socket],
     signals: list[int],
     settings: Settings,
+    agreement: SharedAgreement,
 ) -> int:
     ending, worst, started = False, 0, dict.fromkeys(workers, time.monotonic())
     while workers:
         while signals:
             number = signals.pop(0)
             ending = ending or number != signal.SIGHUP
+            if number == signal.SIGHUP:
+                for source in settings.models:
+                    agreement.reopen(source.name)
             for worker in workers.values():
                 with contextlib.suppress(ProcessLookupError):
                     worker.send_signal(number)
@@ -132,8 +138,9 @@ def main() -> int:
     settings = Settings(**options)
     binding = server.Binding(**task["binding"])
     listeners = [socket.socket(fileno=number) for number in task["listeners"]]
-    service = Service(settings)
-    talk = Talk(service, Path(task["folder"]), task["index"], binding.workers)
+    folder = Path(task["folder"])
+    service = Service(settings, SharedAgreement(folder))
+    talk = Talk(service, folder, task["index"], binding.workers)
     return server.run_process(service, binding, listeners, talk.listening())
 
 
@@ -168,9 +175,7 @@ class Talk:
         return self.folder / f"{index}.sock"
 
     async def ask(self, action: str, content: dict[str, Any]) -> list[Any]:
-        """What every other worker says to ``action``; one that does not answer is not left out of ``ready``, ``load``
-        and ``unload``.
-        """
+        """What every other worker says to ``action``; one that does not answer is left out of ``metrics`` only."""
         others = [index for index in range(self.workers) if index != self.index]
         return [
             answer
@@ -208,9 +213,11 @@ class Talk:
         if action == "ready":
             return self.service.readiness()
         try:
-            return {"error": await change(self.service, action, question["name"])}
+            if action == "model_ready":
+                return self.service.model_readiness(question["name"], question["version"])
+            return {"error": await change(self.service, question["name"])}
         except RequestProblem as problem:
-            return {"error": problem.message}
+            return {"ready": False, "error": problem.message}
 
 
 if __name__ == "__main__":

@@ -500,6 +500,37 @@ def test_a_worker_that_dies_is_replaced(net: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_replaced_serves_what_the_other_serves(net: Path) -> None:
+    """Killed with new bytes on the disk it is not ready until a load; what was unloaded stays so."""
+    import os
+
+    with serving(net, "--threads", 1, "--workers", 2) as server:
+        _, port = server.listening()
+        first = server.event("ready")
+        victim = first["pid"]
+        until_ready(port)
+        write(net, OTHER)
+        os.kill(victim, signal.SIGKILL)
+        assert server.event("left out")["pid"] != victim
+        assert {ask(port, "GET", "/v2/health/ready").status for _ in range(20)} == {503}
+        replies = [ask(port, "POST", INFER, BODY) for _ in range(20)]
+        assert {reply.status for reply in replies} <= {200, 503}
+        assert not [reply for reply in replies if reply.status == 200 and reply.json["outputs"][0]["data"] == [2]]
+        server.signal(signal.SIGHUP)
+        assert first["certificate"] not in [server.event("ready")["certificate"] for _ in range(2)]
+        until_ready(port)
+        for _ in range(20):
+            assert ask(port, "POST", INFER, BODY).json["outputs"][0]["data"] == [2]
+        assert ask(port, "POST", "/v2/repository/models/net/unload").status == 200
+        pids = {server.event("unloaded")["pid"] for _ in range(2)}
+        os.kill(pids.pop(), signal.SIGKILL)
+        assert server.event("unloaded")["pid"] not in pids
+        until_ready(port)
+        assert {ask(port, "POST", INFER, BODY).status for _ in range(20)} == {503}
+        assert server.stop() == 0
+
+
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_supervisor_that_was_killed(net: Path) -> None:
     with serving(net, "--threads", 1, "--workers", 2) as server:
         _, port = server.listening()

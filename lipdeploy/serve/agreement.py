@@ -1,0 +1,106 @@
+"""What all processes of a server serve: which bytes stand behind each name and version, and what was unloaded.
+
+A load opens a round for its model; whoever is first to finish a proof decides for everybody, and who has read other
+bytes does not serve them. Until the next load the decision stands, whatever becomes of the files or of a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+OPEN = ""  # instead of a digest: nobody has decided yet
+
+
+class Reopened(Exception):
+    """Another load, or an unload, was ordered since this round began: it is void."""
+
+
+class Agreement:
+    """Of one process, with itself; ``SharedAgreement`` is that of several.
+
+    Per model ``served`` is version → digest (``None``: nobody could prove it) since the round began, and ``before``
+    what was decided until then: a load that fails leaves it.
+    """
+
+    def __init__(self) -> None:
+        self._content: dict[str, Any] = {"unloaded": [], "models": {}}
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The content, to be read and changed by nobody else meanwhile."""
+        yield self._content
+
+    def reopen(self, name: str) -> None:
+        """Let the next proof of every version decide anew, and forget that ``name`` was unloaded."""
+        with self._changing() as content:
+            content["unloaded"] = [other for other in content["unloaded"] if other != name]
+            model = content["models"].setdefault(name, {"before": {}})
+            served, before = model.pop("served", None), model["before"]
+            if served is not None:
+                model["before"] = {
+                    version: before.get(version) if decided == OPEN else decided for version, decided in served.items()
+                }
+
+    def unload(self, name: str) -> None:
+        """Nobody serves ``name`` until the next load; which versions there were is kept."""
+        with self._changing() as content:
+            content["unloaded"] = sorted({*content["unloaded"], name})
+            model = content["models"].get(name, {"before": {}})
+            content["models"][name] = {"before": dict.fromkeys(model.get("served", model["before"]))}
+
+    def unloaded(self, name: str) -> bool:
+        """Whether ``name`` was unloaded on request."""
+        with self._changing() as content:
+            return name in content["unloaded"]
+
+    def versions(self, name: str, found: Iterable[str]) -> list[str]:
+        """The versions that this round is about, oldest first: those that the first to ask has ``found``; where that
+        is none, those from before.
+        """
+        with self._changing() as content:
+            model = content["models"].setdefault(name, {"before": {}})
+            if "served" not in model:
+                model["served"] = dict.fromkeys(list(found) or list(model["before"]) or ["1"], OPEN)
+            return sorted(model["served"], key=int)
+
+    def decide(self, name: str, version: str, digest: str | None) -> str | None:
+        """Which digest everybody serves: ``digest``, unless that was decided before. ``None`` has proven nothing, and
+        decides for what was served before. Raises ``Reopened``.
+        """
+        with self._changing() as content:
+            model = content["models"].get(name, {})
+            served: dict[str, str | None] = model.get("served", {})
+            if version not in served:
+                raise Reopened
+            if served[version] == OPEN:
+                served[version] = model["before"].get(version) if digest is None else digest
+            return served[version]
+
+
+class SharedAgreement(Agreement):
+    """In a file of a private folder, so that it outlives every worker; a lock on another file guards it. POSIX."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._path, self._lock = folder / "agreement.json", folder / "agreement.lock"
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        import fcntl
+
+        with self._lock.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held for microseconds; the kernel opens it when its holder dies
+            old = self._path.read_bytes() if self._path.exists() else orjson.dumps(self._content)
+            content = orjson.loads(old)
+            yield content
+            new = orjson.dumps(content)
+            if new != old:
+                written = self._path.with_suffix(".new")
+                written.write_bytes(new)
+                os.replace(written, self._path)  # whole or not at all

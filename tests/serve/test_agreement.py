@@ -1,0 +1,266 @@
+"""Several workers serve the same bytes, or say that they are not ready: each is a service on a loop of its own here."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lipdeploy.serve import App, Service, Settings, model_sources
+from lipdeploy.serve.agreement import Agreement, Reopened, SharedAgreement
+from lipdeploy.serve.repository import Slot
+from tests.serve.conftest import CLASSIFIER, Client, Reply, Serve, json_request, write
+
+workers = pytest.importorskip("lipdeploy.serve.workers", reason="Unix only", exc_type=ImportError)
+
+ROWS = np.array([[1.0, 0.5, -0.25, 2.0]], np.float32)
+OTHER = CLASSIFIER.replace("b = {0.25, 0.0, -0.5}", "b = {-9.0, -9.0, 9.0}")
+THIRD = CLASSIFIER.replace("b = {0.25, 0.0, -0.5}", "b = {9.0, -9.0, -9.0}")
+LABELS = {CLASSIFIER: 1, OTHER: 2, THIRD: 0}
+READY, MODEL = "/v2/health/ready", "/v2/models/net"
+LOAD, UNLOAD = "/v2/repository/models/net/load", "/v2/repository/models/net/unload"
+
+
+class Workers:
+    """Two workers that talk to one another as those of ``lipdeploy serve --workers 2`` do."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self.clients: dict[int, Client] = {}
+        self._ears: dict[int, Any] = {}
+
+    def start(self, index: int, *, verify: bool = True) -> Client:
+        """Start a worker, or another in its place; it has verified what it can."""
+        self.end(index)
+        settings = Settings(models=model_sources([self.model]), threads=1)
+        client = Client(App(Service(settings, SharedAgreement(self.folder))))
+        ear = workers.Talk(client.app.service, self.folder, index, 2).listening()
+        client.do(ear.__aenter__())
+        self.clients[index], self._ears[index] = client, ear
+        if verify:
+            self.verify(index)
+        return client
+
+    def verify(self, index: int) -> None:
+        """Let a worker verify what it can."""
+
+        async def started() -> None:
+            await self.clients[index].app.service.start()
+
+        self.clients[index].do(started())
+
+    def end(self, index: int) -> None:
+        """End a worker, if there is one."""
+        client = self.clients.pop(index, None)
+        if client is not None:
+            client.do(self._ears.pop(index).__aexit__(None, None, None))
+            client.close()
+
+    def ask(self, path: str) -> list[int]:
+        """The status that each says to GET."""
+        return [self.clients[index].get(path).status for index in (0, 1)]
+
+    def infer(self, version: str = "") -> list[Reply]:
+        """What each answers."""
+        return [self.clients[index].post(f"{MODEL}{version}/infer", json_request(ROWS)) for index in (0, 1)]
+
+    def labels(self) -> list[int]:
+        """The label that each answers; a status where there is none."""
+        return [int(reply.tensors()["label"][0]) if reply.status == 200 else reply.status for reply in self.infer()]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Workers]:
+    """Two workers in front of one file; the first has verified it."""
+    with tempfile.TemporaryDirectory() as folder:  # the path of a Unix socket must be short
+        both = Workers(Path(folder), write(tmp_path / "net.onnx", CLASSIFIER))
+        both.start(0)
+        yield both
+        for index in (0, 1):
+            both.end(index)
+
+
+def not_the_same(pair: Workers) -> None:
+    """The first serves the classifier, the second nothing, and nobody says ready until the next load."""
+    assert pair.labels() == [LABELS[CLASSIFIER], 503]
+    assert pair.ask(READY) == pair.ask(f"{MODEL}/ready") == [503, 503]
+    for index in (0, 1):
+        assert "the workers agreed on" in pair.clients[index].get(READY).json["reason"]
+    assert pair.clients[1].post(LOAD).status == 200
+    assert pair.labels() == [LABELS[OTHER]] * 2
+    assert pair.ask(READY) == pair.ask(f"{MODEL}/ready") == [200, 200]
+
+
+def test_a_file_that_is_replaced_before_a_worker_is_restarted(pair: Workers, tmp_path: Path) -> None:
+    pair.start(1)
+    assert pair.labels() == [LABELS[CLASSIFIER]] * 2
+    write(tmp_path / "net.onnx", OTHER)
+    pair.start(1)
+    not_the_same(pair)
+
+
+def test_a_file_that_is_replaced_between_the_first_reads(pair: Workers, tmp_path: Path) -> None:
+    write(tmp_path / "net.onnx", OTHER)
+    pair.start(1)
+    not_the_same(pair)
+
+
+def test_a_file_that_is_replaced_between_the_reads_of_a_reload(pair: Workers, tmp_path: Path) -> None:
+    pair.start(1)
+    first, second = (pair.clients[index].app.service.repository for index in (0, 1))
+    built, old = second._built, first.slots["net"]["1"].digest
+
+    async def late(slot: Slot, path: Path | Exception) -> Any:
+        while first.slots["net"]["1"].digest == old:
+            await asyncio.sleep(0.01)
+        write(tmp_path / "net.onnx", THIRD)
+        return await built(slot, path)
+
+    second._built = late  # type: ignore[method-assign]
+    write(tmp_path / "net.onnx", OTHER)
+    assert "the workers agreed on" in pair.clients[0].post(LOAD).error
+    assert pair.labels() == [LABELS[OTHER], 503]
+    assert pair.ask(READY) == [503, 503]
+    second._built = built  # type: ignore[method-assign]
+    assert pair.clients[0].post(LOAD).status == 200
+    assert pair.labels() == [LABELS[THIRD]] * 2
+
+
+def test_a_worker_that_is_restarted_knows_what_was_unloaded(pair: Workers) -> None:
+    pair.start(1)
+    assert pair.clients[0].post(UNLOAD).status == 200
+    assert pair.labels() == [503, 503]
+    pair.start(0)
+    assert pair.labels() == [503, 503]
+    pair.start(1)  # now nobody is left who heard of it
+    assert pair.labels() == [503, 503]
+    assert pair.ask(READY) == [200, 200]
+    assert pair.clients[0].post("/v2/repository/index").json[0]["reason"] == "unloaded"
+    assert pair.clients[1].post(LOAD).status == 200
+    assert pair.labels() == [LABELS[CLASSIFIER]] * 2
+
+
+def test_a_reload_that_fails_leaves_what_was_agreed(pair: Workers, tmp_path: Path) -> None:
+    pair.start(1)
+    (tmp_path / "net.onnx").write_bytes(b"junk")
+    assert pair.clients[0].post(LOAD).status == 400
+    assert pair.labels() == [LABELS[CLASSIFIER]] * 2
+    assert pair.ask(READY) == [200, 200]
+    pair.start(1)
+    assert pair.labels() == [LABELS[CLASSIFIER], 503]
+    assert pair.clients[1].post(LOAD).status == 400  # a worker without the model takes it from nobody
+    assert pair.labels() == [LABELS[CLASSIFIER], 503]
+    assert pair.ask(READY) == [503, 503]
+    write(tmp_path / "net.onnx", CLASSIFIER)
+    pair.start(1)
+    assert pair.labels() == [LABELS[CLASSIFIER]] * 2
+    assert pair.ask(READY) == [200, 200]
+
+
+def test_versions_that_come_and_go_without_a_load(tmp_path: Path, pair: Workers) -> None:
+    write(tmp_path / "many" / "net" / "1" / "model.onnx", CLASSIFIER)
+    with tempfile.TemporaryDirectory() as folder:
+        both = Workers(Path(folder), tmp_path / "many" / "net")
+        both.start(0)
+        write(tmp_path / "many" / "net" / "2" / "model.onnx", OTHER)
+        both.start(1)
+        assert both.labels() == [LABELS[CLASSIFIER]] * 2
+        assert [reply.status for reply in both.infer("/versions/2")] == [404, 404]
+        assert both.clients[1].post(LOAD).status == 200
+        assert both.labels() == [LABELS[OTHER]] * 2
+        shutil.rmtree(tmp_path / "many" / "net" / "1")
+        both.start(0)
+        assert both.labels() == [503, LABELS[OTHER]]
+        assert both.ask(READY) == [503, 503]
+        assert both.clients[0].post(LOAD).status == 200
+        assert both.labels() == [LABELS[OTHER]] * 2
+        assert [reply.status for reply in both.infer("/versions/1")] == [404, 404]
+        for index in (0, 1):
+            both.end(index)
+
+
+def test_readiness_speaks_for_all_on_every_door(pair: Workers) -> None:
+    grpc = pytest.importorskip("grpc")
+    from lipdeploy.serve import rpc
+    from lipdeploy.serve.rpc_messages import METHODS, SERVICE
+
+    door = rpc.listening(pair.clients[0].app.service, "127.0.0.1:0", None, shared=False)
+    port = pair.clients[0].do(door.__aenter__())
+
+    def ready(method: str, **fields: str) -> bool:
+        request, response = METHODS[method]
+        call = channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=request.SerializeToString, response_deserializer=response.FromString,
+        )  # fmt: skip
+        return bool(call(request(**fields), timeout=20).ready)
+
+    pair.start(1, verify=False)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert not ready("ServerReady")
+        assert not ready("ModelReady", name="net")
+        for path in (READY, f"{MODEL}/ready", f"{MODEL}/versions/1/ready"):  # whoever is asked begins to verify
+            assert pair.clients[0].get(path).status == 503
+        reply = pair.clients[0].get(f"{MODEL}/ready").json
+        assert (reply["name"], reply["ready"], "waiting to be verified" in reply["error"]) == ("net", False, True)
+        pair.verify(1)
+        assert ready("ServerReady")
+        assert ready("ModelReady", name="net")
+        assert pair.ask(READY) == pair.ask(f"{MODEL}/ready") == pair.ask(f"{MODEL}/versions/1/ready") == [200, 200]
+        assert pair.ask("/v2/models/other/ready") == [404, 404]
+    pair.clients[0].do(door.__aexit__(None, None, None))
+
+
+def test_a_load_during_a_load(serve: Serve, tmp_path: Path) -> None:
+    """The first answers only when what the second found is there."""
+    client = serve({"net": CLASSIFIER})
+    repository = client.app.service.repository
+
+    async def play() -> list[Any]:
+        first = asyncio.ensure_future(repository.load("net"))
+        await asyncio.sleep(0)
+        write(tmp_path / "net.onnx", OTHER)
+        repository.order("load", "net")
+        return await first
+
+    assert client.do(play()) == []
+    assert client.post(f"{MODEL}/infer", json_request(ROWS)).tensors()["label"].tolist() == [LABELS[OTHER]]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_first_decides(tmp_path: Path, shared: bool) -> None:
+    agreement = SharedAgreement(tmp_path) if shared else Agreement()
+    with pytest.raises(Reopened):
+        agreement.decide("net", "1", "a")
+    assert agreement.versions("net", ["2", "10"]) == agreement.versions("net", ["1"]) == ["2", "10"]
+    assert [agreement.decide("net", "2", digest) for digest in ("a", "b", None)] == ["a"] * 3
+    assert [agreement.decide("net", "10", digest) for digest in (None, "a")] == [None] * 2
+    agreement.reopen("net")
+    assert agreement.versions("net", []) == ["2", "10"]
+    assert [agreement.decide("net", "2", digest) for digest in (None, "b")] == ["a"] * 2
+    agreement.reopen("net")
+    assert agreement.versions("net", ["10"]) == ["10"]
+    assert agreement.decide("net", "10", "c") == "c"
+    agreement.unload("net")
+    assert agreement.unloaded("net")
+    agreement.reopen("net")
+    assert not agreement.unloaded("net")
+    assert agreement.versions("net", ["2"]) == ["2"]
+    assert agreement.decide("net", "2", None) is None  # what was once retired, or unloaded, is not taken up again
+
+
+def test_who_decides_at_once_hears_one_decision(tmp_path: Path) -> None:
+    def decide(number: int) -> str | None:
+        agreement = SharedAgreement(tmp_path)
+        agreement.versions("net", ["1"])
+        return agreement.decide("net", "1", str(number))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(decide, range(64)))) == 1

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lipdeploy.verify import Verdict
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -197,11 +194,11 @@ class LipdeployError(Exception):
 
 
 class LimitExceeded(LipdeployError):
-    """The bound was proven and lies above the limit. ``verdict`` holds the proof, node by node, where there is one."""
+    """The bound was proven and lies above the limit. ``verdict``, a ``Verdict`` or ``None``, holds the proof."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, code: str = "", hint: str = "", verdict: Verdict | None = None) -> None:
+    def __init__(self, message: str, *, code: str = "", hint: str = "", verdict: Any = None) -> None:
         super().__init__(message, code=code, hint=hint)
         self.verdict = verdict
 
@@ -229,6 +226,6 @@ class Refused(LipdeployError):
 
 
 class IntegrityError(LipdeployError):
-    """What is here is not what was certified."""
+    """What is here is not what was certified, or the exported file does not compute what its module computes."""
 
     exit_code = 4

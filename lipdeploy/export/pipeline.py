@@ -138,7 +138,7 @@ def export(
         InputError: an argument, a layer or a file that cannot be used.
         Refused: the verifier cannot prove a bound for the exported graph.
         LimitExceeded: the proven bound is above ``max_lipschitz``; its ``verdict`` says where that comes from.
-        LipdeployError: the exported model does not compute what the module computes.
+        IntegrityError: the exported model does not compute what the module computes.
     """
     options = ExportOptions(
         path=Path(path),

@@ -38,7 +38,7 @@ def resize(call: Call) -> list[Step]:
             shape[axis] = count
         slack = Bound(1.0 if mode == "nearest" else 1.0 + 4 * UNIT_ROUNDOFF)
         gains = {pair: gain * factors[pair] * slack for pair, gain in gains.items()}
-    return [Step(cast("tuple[int, ...]", tuple(shape)), (gains,), f"{mode} interpolation, any size")]
+    return [Step(cast("tuple[int, ...]", tuple(shape)), (gains,), f"{mode} interpolation, any size", rounding=None)]
 
 
 def _scales(call: Call) -> list[Fraction]:

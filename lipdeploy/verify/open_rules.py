@@ -116,7 +116,7 @@ def _put_back(call: Call, shape: tuple[int, ...], before: tuple[int, ...]) -> tu
 def _global_pool(call: Call) -> list[Step]:
     """The maximum of n ≥ 1 entries, 1 in every norm, or their mean: 1/√n ≤ 1, 1, 1/n ≤ 1. Channels may be open, too."""
     shape, rule = call.flow().shape, "maximum" if call.op == "GlobalMaxPool" else "mean, any size"
-    return [Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), rule)]
+    return [Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), rule, rounding=None)]
 
 
 def _reduction(call: Call) -> list[Step]:
@@ -129,7 +129,7 @@ def _reduction(call: Call) -> list[Step]:
         raise call.refuse("LIP005", "reduces the batch axis")
     keep = call.integer("keepdims", 1)
     kept = tuple(1 if i + 1 in axes else n for i, n in enumerate(shape) if keep or i + 1 not in axes)
-    return [Step(kept, (diagonal(ONE),), "mean or extremum, any size")]
+    return [Step(kept, (diagonal(ONE),), "mean or extremum, any size", rounding=None)]
 
 
 def _pad(call: Call) -> list[Step]:
@@ -150,7 +150,7 @@ def _pad(call: Call) -> list[Step]:
         shape.append(cast("int", size.after("window", begin + end - 1, 1) if begin + end else size))
         copies *= 1 if mode == "constant" else 1 + begin + end
     gains = per_norm(Bound(float(copies)), Bound(sqrt_up(float(copies))), ONE)
-    return [Step(tuple(shape), (gains,), f"{mode} padding, any size")]
+    return [Step(tuple(shape), (gains,), f"{mode} padding, any size", rounding=None)]
 
 
 OPEN_RULES: dict[tuple[str, str], Callable[[Call], list[Step]]] = {

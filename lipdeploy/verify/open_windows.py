@@ -68,7 +68,7 @@ def convolution(call: Call) -> list[Step]:
     _check_bias(call, kernel.shape[0])
     window = _window(call, flow.shape[1:], kernel.shape[2:])
     gains = _any_size(call, kernel, groups, window.strides, window.dilations, adjoint=False)
-    return [Step((kernel.shape[0], *window.shape), (gains,), "convolution, any size")]
+    return [Step((kernel.shape[0], *window.shape), (gains,), "convolution, any size", rounding=None)]
 
 
 def transposed_convolution(call: Call) -> list[Step]:
@@ -83,7 +83,7 @@ def transposed_convolution(call: Call) -> list[Step]:
     if min((size for size in shape if not isinstance(size, OpenSize)), default=1) < 1:
         raise call.refuse("LIP013", f"the output would have size {list(stated(shape))}")
     gains = _any_size(call, kernel, groups, layout.strides, layout.dilations, adjoint=True)
-    return [Step((channels, *shape), (gains,), "convolution, any size")]
+    return [Step((channels, *shape), (gains,), "convolution, any size", rounding=None)]
 
 
 def _stretched(size: Any, stride: int, grows: int) -> Any:
@@ -148,7 +148,7 @@ def max_pool(call: Call) -> list[Step]:
     window = _pool(call)
     copies = float(math.prod(_copies(window)))
     gains = per_norm(Bound(copies), Bound(sqrt_up(copies)), ONE)
-    return [Step((call.flow().shape[0], *window.shape), (gains,), "window coverage")]
+    return [Step((call.flow().shape[0], *window.shape), (gains,), "window coverage", rounding=None)]
 
 
 def average_pool(call: Call) -> list[Step]:
@@ -167,4 +167,4 @@ def average_pool(call: Call) -> list[Step]:
     ]
     column = Bound(div_up(float(math.prod(c for c, _ in counted)), float(math.prod(k for _, k in counted))))
     gains = per_norm(column, Bound(sqrt_up(column.value)), ONE)
-    return [Step((call.flow().shape[0], *window.shape), (gains,), "averaging, any size")]
+    return [Step((call.flow().shape[0], *window.shape), (gains,), "averaging, any size", rounding=None)]

@@ -54,11 +54,11 @@ class Step:
     rule: str
     join: Join = "sum"
     at_zero: PerNorm = field(default_factory=dict)
-    rounding: Rounding | None = EXACT
+    rounding: Rounding | None = field(kw_only=True)
     dtype: np.dtype[Any] | None = None
 
 
-def one_lipschitz(shape: tuple[int, ...], rule: str, rounding: Rounding | None = EXACT) -> Step:
+def one_lipschitz(shape: tuple[int, ...], rule: str, rounding: Rounding | None) -> Step:
     """A step that never increases any of the distances."""
     return Step(shape, (diagonal(ONE),), rule, rounding=rounding)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import lipdeploy as lip
 from lipdeploy.errors import InputError, LimitExceeded
+from lipdeploy.export.adapters.copied import find
 from tests.export.foreign import papers
 from tests.export.running import export_and_compare, jacobian_norm, operators
 
@@ -51,6 +52,19 @@ def test_a_class_that_only_shares_the_name_is_left_alone(tmp_path):
             return torch.cat((pairs.amin(2), pairs.amax(2)), dim=1)
 
     assert "GroupSort" not in operators(export_and_compare(MaxMin(), (6,), tmp_path))
+
+
+@pytest.mark.parametrize("change", [lambda y: y.clamp(-20, 20), lambda y: torch.where(y.abs() < 0.02, 0.0, y)])
+def test_a_layer_that_differs_for_large_or_small_numbers_only_is_left_alone(change):
+    """Numbers that parity's rows do not have."""
+
+    class MaxMin(papers.MaxMin):
+        def forward(self, x):
+            return change(super().forward(x))
+
+    layer = MaxMin(3)
+    assert find(("elsewhere", "MaxMin"), papers.MaxMin(3)) is not None
+    assert find(("elsewhere", "MaxMin"), layer) is None
 
 
 @pytest.mark.parametrize("factor", [1.0, 2**-0.5])

@@ -148,7 +148,25 @@ def batch_normalization(g: Growing) -> None:
 @step()
 def activation(g: Growing) -> None:
     operators = ["Relu", "Abs", "Neg", "Tanh", "Sigmoid", "Softplus", "Gelu", "Mish", "Elu", "Selu", "HardSwish", "Erf"]
-    g.add(str(g.rng.choice([*operators, "Celu", "HardSigmoid", "Sin", "Cos", "Softsign"])), g.name)
+    others = ["Celu", "HardSigmoid", "Sin", "Cos", "Softsign", "Atan", "Asinh", "Dropout"]
+    g.add(str(g.rng.choice([*operators, *others])), g.name)
+
+
+@step()
+def threshold(g: Growing) -> None:
+    if g.rng.random() < 0.5:
+        g.add("ThresholdedRelu", g.name, alpha=0.0)
+    else:
+        limit = float(np.float32(g.rng.uniform(0, 2)))
+        g.add("Shrink", g.name, bias=limit, lambd=limit)
+
+
+@step()
+def cast(g: Growing) -> None:
+    """To float64, a layer there, and back: the last conversion rounds."""
+    g.add("Cast", g.name, to=TensorProto.DOUBLE)
+    g.add("Relu", g.name)
+    g.add("Cast", g.name, to=TensorProto.FLOAT)
 
 
 @step()
@@ -172,6 +190,13 @@ def silu(g: Growing) -> None:
 def group_sort(g: Growing) -> None:
     layout, descending = int(g.rng.integers(0, 2)), int(g.rng.integers(0, 2))
     g.add("GroupSort", g.name, domain="lipdeploy", group_size=2, layout=layout, descending=descending, axis=1)
+
+
+@step(lambda g: g.shape[0] % 2 == 0)
+def householder(g: Growing) -> None:
+    angles = g.rng.uniform(-np.pi, np.pi, g.shape[0] // 2)
+    sine, cosine = g.constant(np.sin(angles)), g.constant(np.cos(angles))
+    g.add("Householder", g.name, sine, cosine, domain="lipdeploy", axis=1, layout=int(g.rng.integers(0, 2)))
 
 
 @step()
@@ -347,6 +372,35 @@ def rearrange(g: Growing) -> None:
             g.constant(np.array([0, 2, -1] if len(g.shape) > 1 else [-1, 2, size // 2])),
             shape=(2, size // 2),
         )
+
+
+@step(lambda g: len(g.shape) == 3 and g.shape[0] % 4 == 0)
+def unfold_depth(g: Growing) -> None:
+    channels, height, width = g.shape
+    mode = str(g.rng.choice(["DCR", "CRD"]))
+    g.add("DepthToSpace", g.name, blocksize=2, mode=mode, shape=(channels // 4, height * 2, width * 2))
+
+
+@step(lambda g: len(g.shape) == 3 and g.shape[1] % 2 == g.shape[2] % 2 == 0)
+def fold_space(g: Growing) -> None:
+    channels, height, width = g.shape
+    g.add("SpaceToDepth", g.name, blocksize=2, shape=(channels * 4, height // 2, width // 2))
+
+
+@step()
+def repeat(g: Growing) -> None:
+    """Unsqueeze, Expand along the new axis, Slice of that axis or Squeeze of it."""
+    shape, count = g.shape, int(g.rng.integers(1, 4))
+    g.add("Unsqueeze", g.name, g.constant(np.array([1])), shape=(1, *shape))
+    if count == 1:
+        g.add("Squeeze", g.name, g.constant(np.array([1])), shape=shape)
+        return
+    g.add("Expand", g.name, g.constant(np.array([1, count, *(1 for _ in shape)])), shape=(count, *shape))
+    start, end, axis, by = (g.constant(np.array([value])) for value in (count - 1, -count - 1, 1, -1))
+    g.add("Slice", g.name, start, end, axis, by)
+    g.add(
+        "Reshape", g.name, g.constant(np.array([0, count * shape[0], *shape[1:]])), shape=(count * shape[0], *shape[1:])
+    )
 
 
 @step()

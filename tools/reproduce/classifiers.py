@@ -198,11 +198,11 @@ def load(name: str) -> Dataset:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--data", choices=("mnist", "digits"), default="mnist")
+    own.add_argument("--data", choices=("mnist", "digits"), default="mnist", help="digits needs no download")
     own.add_argument("--hidden", type=_widths, help="widths of the hidden layers, such as 1024,1024,1024")
-    own.add_argument("--epochs", type=int)
-    chosen, rest = own.parse_known_args(arguments)
-    options = parse(__doc__, rest)
+    own.add_argument("--epochs", type=int, help="instead of the budget's")
+    chosen, _ = own.parse_known_args(arguments)
+    options = parse(__doc__, arguments, own=own)
     data = load(chosen.data)
     given = {"hidden": chosen.hidden, "epochs": chosen.epochs}
     changed = (QUICK if options.quick else {}) | {key: value for key, value in given.items() if value}

@@ -46,9 +46,18 @@ class Options:
         return self.steps or (quick if self.quick else full)
 
 
-def parse(document: str | None, arguments: Sequence[str] | None, seed: int = 0) -> Options:
-    """The command line of a reproduction, with its default ``seed``; torch gives the same numbers every time."""
-    parser = argparse.ArgumentParser(description=(document or "").partition("\n")[0])
+def parse(
+    document: str | None,
+    arguments: Sequence[str] | None,
+    seed: int = 0,
+    own: argparse.ArgumentParser | None = None,
+) -> Options:
+    """The command line of a reproduction, with its default ``seed``; torch gives the same numbers every time.
+
+    ``own`` are the options of this one alone, which it has read itself; they belong to the help.
+    """
+    parents = [] if own is None else [own]
+    parser = argparse.ArgumentParser(description=(document or "").partition("\n")[0], parents=parents)
     parser.add_argument("--quick", action="store_true", help="minutes instead of an hour: fewer steps, smaller nets")
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--steps", type=int, help="optimiser steps per network, instead of the budget's")

@@ -201,10 +201,10 @@ def trial(options: Options, activation: str, rate: float) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--trial", action="store_true")
+    own.add_argument("--trial", action="store_true", help="compare learning rates only")
     own.add_argument("--seeds", type=int, default=3, help="how many, from --seed on; --quick takes one")
-    chosen, rest = own.parse_known_args(arguments)
-    options = parse(__doc__, rest, seed=100 if chosen.trial else 0)
+    chosen, _ = own.parse_known_args(arguments)
+    options = parse(__doc__, arguments, seed=100 if chosen.trial else 0, own=own)
     if chosen.trial:
         _compare_rates(options)
     else:

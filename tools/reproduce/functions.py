@@ -359,15 +359,15 @@ def trial(options: Options, name: str, config: Config) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything; returns the exit code."""
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--trial", action="store_true")
-    own.add_argument("--published", action="store_true")
-    own.add_argument("--only", choices=ACTIVATIONS)
+    own.add_argument("--trial", action="store_true", help="compare learning rates only")
+    own.add_argument("--published", action="store_true", help="the settings of the paper's authors")
+    own.add_argument("--only", choices=ACTIVATIONS, help="this activation alone")
     own.add_argument("--seeds", type=int, help="how many, from --seed on")
-    own.add_argument("--tv2-weight", type=float)
-    own.add_argument("--spline-ratio", type=float)
-    own.add_argument("--prelu-start", type=float)
-    chosen, rest = own.parse_known_args(arguments)
-    options = parse(__doc__, rest, seed=100 if chosen.trial else 200)
+    own.add_argument("--tv2-weight", type=float, help="of the regularisation")
+    own.add_argument("--spline-ratio", type=float, help="learning rate of splines over that of weights")
+    own.add_argument("--prelu-start", type=float, help="initial slope of PReLU")
+    chosen, _ = own.parse_known_args(arguments)
+    options = parse(__doc__, arguments, seed=100 if chosen.trial else 200, own=own)
     config = PUBLISHED if chosen.published else Config()
     changes = {name: getattr(chosen, name) for name in ("tv2_weight", "spline_ratio", "prelu_start")}
     config = replace(

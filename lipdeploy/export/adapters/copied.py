@@ -7,6 +7,7 @@ stand-in computes what the layer computes on random numbers; otherwise it is lef
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from lipdeploy.nn import GroupSort, MaxMin
 from lipdeploy.nn.importing import spline_from_layer
 
 KNOWN_LIBRARIES = frozenset({"torch", "lipdeploy", "deel.torchlip", "orthogonium"})
-AGREEMENT = 1e-4  # of the largest output: a different layout or factor is far beyond, rounding far below
+AGREEMENT = 1e-4  # of the largest number: a different layout or factor is far beyond, rounding far below
+MAGNITUDES = (0.01, 2.0, 100.0)  # a layer that clips, or cuts small numbers away, shows it at one of them
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,18 @@ def find(key: tuple[str, str], layer: nn.Module) -> Callable[[nn.Module], nn.Mod
 
 @torch.no_grad()
 def _same(layer: nn.Module, candidate: nn.Module, shapes: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether both agree on random inputs of at least one of the shapes that the layer accepts."""
+    """Whether both agree on random inputs of every magnitude, in at least one of the shapes that the layer accepts."""
     generator = torch.Generator().manual_seed(0)
     dtype = next((p.dtype for p in layer.parameters() if p.is_floating_point()), torch.float32)
     accepted = False
-    for shape in shapes:
-        x = 2 * torch.randn(shape, generator=generator, dtype=dtype)
+    for shape, magnitude in itertools.product(shapes, MAGNITUDES):
+        x = magnitude * torch.randn(shape, generator=generator, dtype=dtype)
         try:
             expected = layer(x)
         except Exception:  # this rank is not for this layer
             continue
         actual = candidate(x)
-        scale = max(1.0, float(expected.abs().max()))
+        scale = max(magnitude, float(expected.abs().max()))
         if actual.shape != expected.shape or float((actual - expected).abs().max()) > AGREEMENT * scale:
             return False
         accepted = True

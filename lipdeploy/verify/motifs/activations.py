@@ -15,7 +15,7 @@ from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rules.arithmetic import spread
 from lipdeploy.verify.rules.elementwise import EXPONENTIAL, FEW, GATED, written_out
 from lipdeploy.verify.rules.operators import spline_coefficients, steepest
-from lipdeploy.verify.step import Step
+from lipdeploy.verify.step import EXACT, Step
 
 SILU = Bound(1.0998400)  # largest slope of x·sigmoid(x), rounded up
 MISH = Bound(1.0884990)  # of x·tanh(softplus(x))
@@ -158,7 +158,7 @@ def rectifier(call: Call, values: Values) -> Found | None:
     source = values(data)
     if other is None or first == second or not isinstance(source, Flow) or not _is_zero(values(other)):
         return None
-    return source, Step(source.shape, (diagonal(ONE),), "rectifier")
+    return source, Step(source.shape, (diagonal(ONE),), "rectifier", rounding=EXACT)
 
 
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual"})

@@ -75,7 +75,7 @@ def root_of_squares(call: Call, values: Values) -> Found | None:
         for share in shares
     )
     at_zero = {norm: constant_norm(norm, _root(squares.constant), size) for norm in Norm}
-    step = Step(squares.shape, gains, "root of squares", "root", at_zero, _rounding(squares, at_zero))
+    step = Step(squares.shape, gains, "root of squares", "root", at_zero, rounding=_rounding(squares, at_zero))
     return tuple(share.source for share in shares), step
 
 

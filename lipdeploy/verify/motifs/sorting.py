@@ -7,7 +7,7 @@ from lipdeploy.verify.graph import Call, Flow
 from lipdeploy.verify.motifs.matching import Found, Values, output_of
 from lipdeploy.verify.motifs.tracing import Trace, bases, multiplicity
 from lipdeploy.verify.norms import diagonal, replication
-from lipdeploy.verify.step import Step
+from lipdeploy.verify.step import EXACT, Step
 
 
 def crelu(call: Call, values: Values) -> Found | None:
@@ -24,7 +24,7 @@ def crelu(call: Call, values: Values) -> Found | None:
             source = values(plain)
             output = values(call.output_names[0])
             if isinstance(source, Flow) and isinstance(output, Flow):
-                return source, Step(output.shape, (diagonal(ONE),), "CReLU")
+                return source, Step(output.shape, (diagonal(ONE),), "CReLU", rounding=EXACT)
     return None
 
 
@@ -43,5 +43,5 @@ def order_statistics(call: Call, values: Values) -> Found | None:
         copies = multiplicity(statistics) if statistics is not None else None
         if copies is not None and isinstance(source, Flow):
             name = "permutation" if statistics is not None and statistics.single and copies == 1 else "order statistics"
-            return source, Step(output.shape, (replication(copies),), name)
+            return source, Step(output.shape, (replication(copies),), name, rounding=EXACT)
     return None

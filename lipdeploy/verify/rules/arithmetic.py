@@ -138,7 +138,7 @@ def where(call: Call) -> Step:
     for constant in stored:
         at_zero = dict(vector_norms(spread(constant, sides[0].shape)))
     gains = tuple(replication(side.copies) for side in sides)
-    return Step(sides[0].shape, gains, "selection by a mask", join="stack", at_zero=at_zero)
+    return Step(sides[0].shape, gains, "selection by a mask", join="stack", at_zero=at_zero, rounding=EXACT)
 
 
 @rule("Mean", inputs=64)

@@ -36,7 +36,7 @@ def everywhere(call: Call, value: Bound) -> PerNorm:
 @rule("Relu", "Abs", "Neg")
 def unit_slope(call: Call) -> Step:
     """|φ(x) − φ(y)| ≤ |x − y|: slopes in [−1, 1]. Computed without rounding."""
-    return one_lipschitz(call.flow().shape, "slope ≤ 1")
+    return one_lipschitz(call.flow().shape, "slope ≤ 1", EXACT)
 
 
 @rule("Clip", inputs=3)
@@ -47,7 +47,7 @@ def clip(call: Call) -> Step:
         if end.array.size != 1:
             raise call.refuse("LIP002", "min and max must be scalars")
     at_zero = everywhere(call, Bound(max((largest(end.float64()) for end in ends), default=0.0)))
-    return Step(call.flow().shape, (diagonal(ONE),), "projection", at_zero=at_zero)
+    return Step(call.flow().shape, (diagonal(ONE),), "projection", at_zero=at_zero, rounding=EXACT)
 
 
 @rule("LeakyRelu", attributes=("alpha",))
@@ -191,7 +191,7 @@ def dropout(call: Call) -> Step:
     training = call.constant(2)
     if training is not None and bool(training.array.any()):
         raise call.refuse("LIP009", "training_mode is true")
-    return one_lipschitz(call.flow().shape, "identity")
+    return one_lipschitz(call.flow().shape, "identity", EXACT)
 
 
 @rule("Identity")
@@ -217,4 +217,4 @@ def thresholded_relu(call: Call) -> Step:
     alpha = call.real("alpha", 1.0)
     if alpha != 0.0:
         raise call.refuse("LIP010", f"alpha is {alpha}: the function jumps")
-    return one_lipschitz(call.flow().shape, "slope ≤ 1")
+    return one_lipschitz(call.flow().shape, "slope ≤ 1", EXACT)

@@ -15,7 +15,7 @@ from lipdeploy.verify.norms import Gains, Norm, constant_norm, diagonal, per_nor
 from lipdeploy.verify.operator_norm.sums import Array, largest
 from lipdeploy.verify.rounding import add_up, div_up, fraction_up, mul_up
 from lipdeploy.verify.rules.registry import rule
-from lipdeploy.verify.step import Rounding, Step, one_lipschitz
+from lipdeploy.verify.step import EXACT, Rounding, Step, one_lipschitz
 
 #: Above as many different pairs that may be the largest, their constant is rounded up roughly instead of exactly.
 MOST_EXACT_PAIRS = 4096
@@ -49,7 +49,7 @@ def group_sort(call: Call) -> Step:
     size, group = flow.shape[axis - 1], int(attributes["group_size"])
     if group and size % group:
         raise call.refuse("LIP002", f"group_size {group} does not divide {size} channels")
-    return one_lipschitz(flow.shape, "sorting")
+    return one_lipschitz(flow.shape, "sorting", EXACT)
 
 
 @rule("LinearSpline", attributes=("lower", "knot_spacing", "axis"), inputs=2, domain=DOMAIN)
@@ -130,7 +130,7 @@ def householder(call: Call) -> Step:
     axis = _channel_axis(call, flow, attributes["axis"])
     pairs = _angles(call, flow.shape[axis - 1])
     if not len(pairs):
-        return one_lipschitz(flow.shape, "reflections")
+        return one_lipschitz(flow.shape, "reflections", EXACT)
     return Step(flow.shape, (reflection_gains(pairs),), "reflections", rounding=_reflection_rounding(pairs))
 
 

@@ -166,7 +166,7 @@ def global_average_pool(call: Call) -> Step:
 def global_max_pool(call: Call) -> Step:
     """|max a − max b| ≤ max |a − b|: 1 in every norm."""
     shape = call.flow().shape
-    return Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), "maximum")
+    return Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), "maximum", rounding=EXACT)
 
 
 def mean_gains(count: int) -> Gains:
@@ -201,7 +201,7 @@ def reduce_sum(call: Call) -> Step:
 def reduce_extremum(call: Call) -> Step:
     """|max a − max b| ≤ max |a − b|: 1 in every norm."""
     shape, _ = reduced(call)
-    return Step(shape, (diagonal(ONE),), "extremum")
+    return Step(shape, (diagonal(ONE),), "extremum", rounding=EXACT)
 
 
 @rule("ReduceL1", attributes=REDUCE, inputs=2)

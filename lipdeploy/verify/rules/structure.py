@@ -53,7 +53,7 @@ def reshape(call: Call) -> Step:
             if dim == 0 and index >= len(whole):
                 raise call.refuse("LIP013", f"the target shape {target} copies an axis that is not there")
             target[index] = whole[index] if dim == 0 else dim
-    return one_lipschitz(reshaped(call, target), "permutation")
+    return one_lipschitz(reshaped(call, target), "permutation", EXACT)
 
 
 @rule("Flatten", attributes=("axis",))
@@ -63,7 +63,7 @@ def flatten(call: Call) -> Step:
     axis, rank = call.integer("axis", 1), len(flow.shape) + 1
     if (axis if axis >= 0 else axis + rank) != 1:
         raise call.refuse("LIP005", "only axis=1 keeps the samples apart")
-    return one_lipschitz((flow.size,), "permutation")
+    return one_lipschitz((flow.size,), "permutation", EXACT)
 
 
 @rule("Transpose", attributes=("perm",))
@@ -75,7 +75,7 @@ def transpose(call: Call) -> Step:
         raise call.refuse("LIP013", f"perm {list(perm)} is not a permutation of the axes")
     if perm[0] != 0:
         raise call.refuse("LIP005", f"perm {list(perm)} moves the batch axis")
-    return one_lipschitz(tuple(flow.shape[axis - 1] for axis in perm[1:]), "permutation")
+    return one_lipschitz(tuple(flow.shape[axis - 1] for axis in perm[1:]), "permutation", EXACT)
 
 
 def _listed_axes(call: Call, rank: int) -> list[int]:
@@ -97,7 +97,7 @@ def squeeze(call: Call) -> Step:
     axes = _listed_axes(call, len(shape) + 1)
     if any(shape[axis - 1] != 1 for axis in axes):
         raise call.refuse("LIP013", f"axes {axes} of {list(shape)} are not all of size 1")
-    return one_lipschitz(tuple(n for i, n in enumerate(shape) if i + 1 not in axes), "permutation")
+    return one_lipschitz(tuple(n for i, n in enumerate(shape) if i + 1 not in axes), "permutation", EXACT)
 
 
 @rule("Unsqueeze", inputs=2)
@@ -107,7 +107,7 @@ def unsqueeze(call: Call) -> Step:
     constant = call.required_constant(1)
     for axis in sorted(_listed_axes(call, len(shape) + 1 + constant.array.size)):
         shape.insert(axis - 1, 1)
-    return one_lipschitz(tuple(shape), "permutation")
+    return one_lipschitz(tuple(shape), "permutation", EXACT)
 
 
 @rule("DepthToSpace", "SpaceToDepth", attributes=("blocksize", "mode"))
@@ -120,10 +120,10 @@ def depth_space(call: Call) -> Step:
     if call.op == "DepthToSpace":
         if channels % block**2:
             raise call.refuse("LIP013", f"{channels} channels are not a multiple of {block**2}")
-        return one_lipschitz((channels // block**2, height * block, width * block), "permutation")
+        return one_lipschitz((channels // block**2, height * block, width * block), "permutation", EXACT)
     if height % block or width % block:
         raise call.refuse("LIP013", f"an image of {height}×{width} does not split into blocks of {block}")
-    return one_lipschitz((channels * block**2, height // block, width // block), "permutation")
+    return one_lipschitz((channels * block**2, height // block, width // block), "permutation", EXACT)
 
 
 @rule("Cast", attributes=("to", "saturate"))
@@ -158,7 +158,7 @@ def concat(call: Call) -> Step:
         raise call.refuse("LIP013", f"shapes {shapes} do not fit along axis {axis}")
     shape = list(shapes[0])
     shape[axis - 1] = sum(piece[axis - 1] for piece in shapes)
-    return Step(tuple(shape), tuple(diagonal(ONE) for _ in flows), "concatenation", join="stack")
+    return Step(tuple(shape), tuple(diagonal(ONE) for _ in flows), "concatenation", join="stack", rounding=EXACT)
 
 
 @rule("Split", attributes=("axis", "num_outputs"), inputs=2, outputs=1024)
@@ -169,7 +169,7 @@ def split(call: Call) -> list[Step]:
     if axis == 0:
         raise call.refuse("LIP005", "splits the batch axis")
     shapes = [(*flow.shape[: axis - 1], n, *flow.shape[axis:]) for n in split_sizes(call, flow.shape[axis - 1])]
-    return [one_lipschitz(shape, "selection") for shape in shapes]
+    return [one_lipschitz(shape, "selection", EXACT) for shape in shapes]
 
 
 def split_sizes(call: Call, size: int) -> list[int]:
@@ -193,7 +193,7 @@ def slice_(call: Call) -> Step:
     """A part of a vector moves no further than the vector."""
     flow = call.flow(0)
     shape = (len(range(size)[part]) for size, part in zip(flow.shape, slices(call, flow.shape), strict=True))
-    return one_lipschitz(tuple(shape), "selection")
+    return one_lipschitz(tuple(shape), "selection", EXACT)
 
 
 def slices(call: Call, shape: tuple[int, ...]) -> list[slice]:
@@ -234,7 +234,7 @@ def gather(call: Call) -> Step:
         raise call.refuse("LIP013", f"indices are outside an axis of size {size}")
     _, counts = np.unique(np.mod(indices.reshape(-1), size), return_counts=True)
     shape = (*flow.shape[: axis - 1], *indices.shape, *flow.shape[axis:])
-    return Step(shape, (replication(max(1, int(counts.max(initial=1)))),), "selection")
+    return Step(shape, (replication(max(1, int(counts.max(initial=1)))),), "selection", rounding=EXACT)
 
 
 @rule("Expand", inputs=2)
@@ -251,7 +251,7 @@ def expand(call: Call) -> Step:
     except (ValueError, TypeError) as error:
         raise call.refuse("LIP013", f"{list(flow.shape)} does not expand to {target}") from error
     copies = math.prod(shape) // flow.size if flow.size else 1
-    return Step(shape, (replication(max(1, copies)),), "replication")
+    return Step(shape, (replication(max(1, copies)),), "replication", rounding=EXACT)
 
 
 @rule("Tile", inputs=2)
@@ -263,7 +263,7 @@ def tile(call: Call) -> Step:
     if repeats[0] != 1:
         raise call.refuse("LIP005", "repeats the batch axis")
     shape = tuple(n * r for n, r in zip(flow.shape, repeats[1:], strict=True))
-    return Step(shape, (replication(math.prod(repeats)),), "replication")
+    return Step(shape, (replication(math.prod(repeats)),), "replication", rounding=EXACT)
 
 
 @rule("Pad", attributes=("mode",), inputs=4)
@@ -283,7 +283,7 @@ def pad(call: Call) -> Step:
     size = math.prod(shape)
     at_zero = {norm: constant_norm(norm, fill, size) for norm in Norm}
     gains = per_norm(Bound(float(copies)), Bound(sqrt_up(float(copies))), ONE)
-    return Step(tuple(shape), (gains,), f"{mode} padding", at_zero=at_zero)
+    return Step(tuple(shape), (gains,), f"{mode} padding", at_zero=at_zero, rounding=EXACT)
 
 
 def pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:
@@ -325,4 +325,4 @@ def top_k(call: Call) -> Step:
     count = _integers(call, 1)
     if len(count) != 1 or not 1 <= count[0] <= flow.shape[axis - 1]:
         raise call.refuse("LIP013", f"k={count} for an axis of size {flow.shape[axis - 1]}")
-    return one_lipschitz((*flow.shape[: axis - 1], count[0], *flow.shape[axis:]), "sorting")
+    return one_lipschitz((*flow.shape[: axis - 1], count[0], *flow.shape[axis:]), "sorting", EXACT)

@@ -31,7 +31,7 @@ bound for the other norms. Preconditions are read out of the rules' code: inputs
 file, and the words with which a rule refuses (… is filled in), beside inputs that do not fit the operator (LIP013) and
 proofs that fail (LIP014). The lemmas, and why each holds, are in
 [mathematics.md](mathematics.md): arithmetic S3 and S4, linear C and D, operators S1, S2 and S5, pooling and resize P1
-and P2, motifs D6, E1 to E3 and S6 to S8.
+and P2, motifs D6, E1 to E4 and S6 to S9.
 "Deployed" says where the rounding is known: in every program (yes), in the float64 program, which writes the operator
 out (f64: modes `f64`, `adaptive` and `network` answer, F5 to F8), or nowhere (no: `verify` only).
 """

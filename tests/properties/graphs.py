@@ -175,6 +175,18 @@ def leaky(g: Growing) -> None:
 
 
 @step()
+def hinges(g: Growing) -> None:
+    """A piecewise-linear function of one tensor in several nodes."""
+    source = g.name
+    for _ in range(int(g.rng.integers(1, 4))):
+        before = g.name
+        g.add("Sub", source, g.constant(g.rng.standard_normal(())))
+        g.add(str(g.rng.choice(["Relu", "Abs", "Neg"])), g.name)
+        bent = g.add("Mul", g.name, g.constant(g.rng.standard_normal(())))
+        g.add(str(g.rng.choice(["Add", "Sub", "Max", "Min", "Sum"])), before, bent)
+
+
+@step()
 def softmax(g: Growing) -> None:
     g.add("Softmax", g.name, axis=-1)
 

@@ -11,6 +11,7 @@ from lipdeploy.verify.motifs.bodies import operator_body
 from lipdeploy.verify.motifs.convolutional_sandwich import sandwich_convolution
 from lipdeploy.verify.motifs.linear import centering, circular_convolution, linear_residual
 from lipdeploy.verify.motifs.matching import Found, Motif, Values
+from lipdeploy.verify.motifs.piecewise import piecewise_linear
 from lipdeploy.verify.motifs.residual import residual_layer
 from lipdeploy.verify.motifs.roots import root_of_squares
 from lipdeploy.verify.motifs.sandwich import sandwich
@@ -20,9 +21,10 @@ from lipdeploy.verify.motifs.sorting import crelu, order_statistics
 MOTIFS: dict[tuple[str, str], tuple[Motif, ...]] = {
     ("", "Mul"): (scaled_spline, silu, mish, gelu),
     ("", "Concat"): (crelu, order_statistics, small_blocks, operator_body),
-    ("", "Sub"): (centering, linear_residual, residual_layer, small_blocks),
-    ("", "Add"): (linear_residual, residual_layer, small_blocks),
+    ("", "Sub"): (piecewise_linear, centering, linear_residual, residual_layer, small_blocks),
+    ("", "Add"): (piecewise_linear, linear_residual, residual_layer, small_blocks),
     **{("", op): (operator_body,) for op in ("Identity", "Reshape", "If")},
+    **{("", op): (piecewise_linear,) for op in ("Sum", "Max", "Min")},
     ("", "Where"): (rectifier, operator_body),
     ("", "Div"): (softsign,),
     ("", "Log"): (log_sigmoid,),

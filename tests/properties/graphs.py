@@ -135,7 +135,7 @@ def pool(g: Growing) -> None:
 
 @step(image)
 def global_pool(g: Growing) -> None:
-    g.add(str(g.rng.choice(["GlobalAveragePool", "GlobalMaxPool"])), g.name, shape=(g.shape[0], 1, 1))
+    g.add(str(g.rng.choice(["GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"])), g.name, shape=(g.shape[0], 1, 1))
 
 
 @step(image)

@@ -37,7 +37,7 @@ def test_every_drawn_graph_is_judged(proto: onnx.ModelProto) -> None:
 def test_every_operator_with_a_rule_is_drawn() -> None:
     """A rule that is added comes with a step in ``graphs.py``; else none of these properties would look at it."""
     drawn = {(node.domain, node.op_type) for seed in range(1500) for node in grow(seed, 6).graph.node}
-    assert RULES.keys() - drawn == {("", "GlobalLpPool")}  # ONNX's reference evaluator cannot run it
+    assert RULES.keys() <= drawn, sorted(RULES.keys() - drawn)
 
 
 def test_no_operator_with_a_rule_is_listed_as_having_no_constant() -> None:

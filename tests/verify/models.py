@@ -15,6 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from scipy import special
 
 from lipdeploy.ops import OPERATORS
 from lipdeploy.verify import Verdict, verify
@@ -169,6 +170,25 @@ class Householder(OpRun):
         return (OPERATORS["Householder"].evaluate(x, s, c, **OPERATORS["Householder"].complete(_given(attributes))),)
 
 
+class Erf(OpRun):
+    """The evaluator's own computes in float32, whatever it is given."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (special.erf(x),)
+
+
+class GlobalLpPool(OpRun):
+    """The evaluator has none."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, p: int | None = None) -> tuple[Array]:
+        order = 2 if p is None else p
+        return (np.linalg.norm(x.reshape(*x.shape[:2], -1), order, axis=2).reshape(*x.shape[:2], *[1] * (x.ndim - 2)),)
+
+
 def _given(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}
 
@@ -176,7 +196,7 @@ def _given(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def double_runner(proto: onnx.ModelProto) -> Callable[[Array], Array]:
     """x ↦ f(x) in float64 through onnx's reference evaluator: the real network up to about 1e-15."""
     wide = widened(proto)
-    evaluator = ReferenceEvaluator(wide, new_ops=[GroupSort, Householder, LinearSpline])
+    evaluator = ReferenceEvaluator(wide, new_ops=[GroupSort, Householder, LinearSpline, Erf, GlobalLpPool])
     name = wide.graph.input[0].name
 
     def evaluate(x: Array) -> Array:

@@ -80,7 +80,11 @@ class ExportOptions:
             raise InputError(f"the output file must end in .onnx, got {self.path.name!r}", hint="write to model.onnx")
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder", hint="name a file in it, such as model.onnx")
-        for path in (self.path, self.certificate_path, self.data_path):
+        paths = (self.path, self.certificate_path, self.data_path)
+        if len({os.path.realpath(path) for path in paths}) < len(paths):
+            hint = "remove the link beside the model"
+            raise InputError(f"{self.path} and a file beside it are links to one file", hint=hint)
+        for path in paths:
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is in the way: it is no file", hint="move it, or give the model another name")
             parent = Path(os.path.realpath(path)).parent

@@ -261,3 +261,9 @@ def test_files_have_ordinary_permissions(tmp_path):
     finally:
         os.umask(mask)
     assert result.path.stat().st_mode & 0o777 == result.certificate_path.stat().st_mode & 0o777 == 0o644
+
+
+def test_two_names_of_one_file_are_refused(tmp_path):
+    (tmp_path / "model.cert.json").symlink_to(tmp_path / "model.onnx")
+    with pytest.raises(lip.InputError, match="links to one file"):
+        lip.export(nn.Linear(4, 3), torch.zeros(2, 4), tmp_path / "model.onnx")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lipdeploy.errors import InputError
 from lipdeploy.export.adapters import replace_layers
@@ -65,6 +66,7 @@ def reference_program(module: nn.Module, options: ExportOptions, inputs: Sequenc
     if not isinstance(module, nn.Module):
         raise InputError(f"expected a torch.nn.Module, got {type(module).__name__}", hint="pass the network itself")
     _require_no_script(module)
+    _require_numbers(module)
     try:
         network = copy_module(module)
     except Exception as error:
@@ -77,6 +79,16 @@ def reference_program(module: nn.Module, options: ExportOptions, inputs: Sequenc
     if dtype == torch.float32 and options.input_dtype == "float64":
         raise InputError("input_dtype='float64' would be rounded by a float32 network", hint="pass dtype='float64' too")
     return Program(_in_dtype(network, dtype), Preprocess(options, dtype, inputs[0]))
+
+
+def _require_numbers(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        for tensor in (*layer._parameters.values(), *layer._buffers.values()):
+            if tensor is not None and (is_lazy(tensor) or tensor.is_meta):
+                raise InputError(
+                    f"layer '{path}' ({type(layer).__name__}) has no numbers yet",
+                    hint="load its weights, or run the network on one batch before",
+                )
 
 
 def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[onnx.ModelProto, Mapping[str, Array]], Sequence[Array]]
 
 #: Largest accepted difference, relative to the row's largest output. Both programs round; exact folding adds a little.
-TOLERANCE = {"float32": 2e-5, "float64": 1e-10}
+TOLERANCE = {"float16": 2e-3, "float32": 2e-5, "float64": 1e-10}
 #: Added to that: so many times what torch's own rounding does to the output, where that is known; else relative to 1.
 ROUNDINGS = 64
 #: The same for weights stored in fewer bits, where the program is another network's: a gate against accidents only.
@@ -81,15 +81,15 @@ def require(
     expected: Sequence[Array],
     actual: Sequence[Array],
     tolerance: float | None,
-    noise: Sequence[float] | None = None,
+    noise: Sequence[Array] | None = None,
 ) -> None:
     """Raise ``IntegrityError`` unless the outputs agree within the tolerance and choose the same classes.
 
-    ``noise`` is how far torch's float32 outputs are from its float64 ones, one number per output (``None``: not known).
+    ``noise`` is how far torch's float32 outputs are from its float64 ones, for each row of each (``None``: not known).
     Each row of each output has a tolerance of its own: beside large numbers, small ones would not be compared at all.
     Classes that torch separates by less than twice the usual tolerance are a tie, which either program may break.
     """
-    usual = [_usual(value, None if noise is None else noise[k]) for k, value in enumerate(expected)]
+    usual = _usual_of_all(expected, noise)
     for ours, theirs, rows in zip(expected, actual, usual, strict=True):
         allowed = rows if tolerance is None else np.full_like(rows, tolerance)
         found = _row_differences(ours, theirs)
@@ -108,7 +108,18 @@ def require(
         )
 
 
-def _usual(expected: Array, noise: float | None) -> Array:
+def farthest_rows(expected: Sequence[Array], actual: Sequence[Array], noise: Sequence[Array], count: int) -> Array:
+    """The rows of outputs with a row per sample that exceed the usual tolerance most, or come next to it."""
+    usual = _usual_of_all(expected, noise)
+    beyond = [_row_differences(a, b) - rows for a, b, rows in zip(expected, actual, usual, strict=True)]
+    return np.sort(np.argsort(-np.max(beyond, axis=0), kind="stable")[:count])
+
+
+def _usual_of_all(expected: Sequence[Array], noise: Sequence[Array] | None) -> list[Array]:
+    return [_usual(value, None if noise is None else noise[k]) for k, value in enumerate(expected)]
+
+
+def _usual(expected: Array, noise: Array | None) -> Array:
     """The tolerance of each row of an output."""
     largest: Array = _rows(np.abs(expected)).max(axis=1, initial=0.0)
     relative = TOLERANCE.get(str(expected.dtype), 0.0)  # whole numbers are equal
@@ -178,6 +189,7 @@ def _max_abs(expected: Array, actual: Array) -> float:
 def _max_ulp(expected: Array, actual: Array) -> int:
     if expected.dtype != actual.dtype or expected.dtype not in (np.float32, np.float64):
         return 0
+    expected, actual = expected.reshape(-1), actual.reshape(-1)
     differ = ~((expected == actual) | (np.isnan(expected) & np.isnan(actual)))
     pairs = zip(_ordered(expected)[differ].tolist(), _ordered(actual)[differ].tolist(), strict=True)
     return max((abs(a - b) for a, b in pairs), default=0)  # Python integers, because int64 distances overflow
@@ -202,5 +214,6 @@ def _changed_gap(expected: Array, actual: Array) -> float:
     if expected.ndim != 2 or expected.shape[1] < 2:
         return 0.0
     rows = np.arange(len(expected))
-    lead = expected[rows, expected.argmax(axis=1)] - expected[rows, actual.argmax(axis=1)]
-    return float(np.max(lead, initial=0.0))
+    with np.errstate(invalid="ignore", over="ignore"):
+        lead = expected[rows, expected.argmax(axis=1)] - expected[rows, actual.argmax(axis=1)]
+    return float(np.max(np.where(np.isnan(lead), 0.0, lead), initial=0.0))  # one row of infinities hides no other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +19,20 @@ from lipdeploy.export.parity import Array
 #: Torch's exporter takes sizes of 0 and 1 for special, and a path may differ for odd ones.
 SMALL_BATCHES = (1, 3)
 NOISE_ROWS = 32
+REPEATED = 2e-5  # of the largest output, by which a second run may differ
 
 
 @dataclass(frozen=True)
 class Reference:
     """Inputs, and what the module makes of them.
 
-    ``noise`` is the largest difference of each output to the same module in float64, over some of the rows; ``None``
-    where it cannot run so.
+    ``noise`` is the difference to the same module in float64, of every row of each output, from some rows that were
+    measured; ``None`` where it cannot run so.
     """
 
     feeds: tuple[Tensor, ...]
     outputs: tuple[Array, ...]
-    noise: tuple[float, ...] | None = None
+    noise: tuple[Array, ...] | None = None
 
     def scaled(self, factor: float) -> Reference:
         """The same of a module whose outputs are multiplied by ``factor``."""
@@ -39,18 +40,29 @@ class Reference:
         noise = None if self.noise is None else tuple(value * factor for value in self.noise)
         return replace(self, outputs=outputs, noise=noise)
 
+    def rows(self, chosen: Array) -> Reference:
+        """The same of these rows alone, for a module that keeps its rows apart."""
+        noise = None if self.noise is None else tuple(value[chosen] for value in self.noise)
+        feeds = tuple(value[torch.from_numpy(chosen)] for value in self.feeds)
+        return Reference(feeds, tuple(value[chosen] for value in self.outputs), noise)
+
 
 def reference(program: Program, feeds: Sequence[Tensor]) -> Reference:
-    """What the module makes of all rows. Raises ``InputError`` where it cannot run on them."""
-    return Reference(tuple(feeds), _run(program, feeds), _noise(program, feeds))
+    """What the module makes of all rows. Raises ``InputError`` where it cannot run on them, or not twice alike."""
+    outputs = _run(program, feeds)
+    return Reference(tuple(feeds), outputs, _noise(program, feeds, outputs))
 
 
-def small_batches(program: Program, whole: Reference) -> Iterator[Reference]:
-    """The first rows again, as batches of their own. Raises ``InputError`` where the module cannot run on so few."""
+def small_batches(fresh: Callable[[], Program], whole: Reference) -> Iterator[Reference]:
+    """The first rows again, as batches of their own. Raises ``InputError`` where the module cannot run on so few.
+
+    Each is run by a copy that has not run before: a module may set its numbers by the first batch that it meets.
+    """
     for size in SMALL_BATCHES:
         if size < len(whole.feeds[0]):
             few = tuple(value[:size].contiguous() for value in whole.feeds)
-            yield replace(whole, feeds=few, outputs=_run(program, few))
+            noise = None if whole.noise is None else tuple(value[:size] for value in whole.noise)
+            yield Reference(few, _run(fresh(), few), noise)
 
 
 def _run(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...]:
@@ -66,7 +78,15 @@ def _run(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...]:
     outputs = output if isinstance(output, tuple | list) else (output,)
     if not outputs or not all(isinstance(value, Tensor) for value in outputs):
         raise InputError(f"the network returns {type(output).__name__}", hint="return a tensor, or a tuple of tensors")
-    return tuple(value.detach().cpu().numpy().copy() for value in outputs)
+    return tuple(_array(value) for value in outputs)
+
+
+def _array(value: Tensor) -> Array:
+    try:
+        return value.detach().cpu().numpy().copy()
+    except TypeError as error:
+        kind = str(value.dtype).removeprefix("torch.")
+        raise InputError(f"the network returns a tensor of {kind}", hint="return float32, by .float()") from error
 
 
 def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
@@ -77,15 +97,79 @@ def _how_to_run(error: Exception, feeds: Sequence[Tensor]) -> str:
     return "check the input shape (--input-shape excludes the batch) and the preprocessing"
 
 
-def _noise(program: Program, feeds: Sequence[Tensor]) -> tuple[float, ...] | None:
-    some = [value[:: max(1, len(value) // NOISE_ROWS)].contiguous() for value in feeds]
+def _noise(program: Program, feeds: Sequence[Tensor], outputs: Sequence[Array]) -> tuple[Array, ...] | None:
+    """What float32 costs each row, from some rows that run again, in float32 and in float64.
+
+    Raises ``InputError`` where the module gives other numbers for the same rows: that is no rounding.
+    """
+    measured = np.arange(0, len(feeds[0]), max(1, len(feeds[0]) // NOISE_ROWS))
+    try:
+        some = [value[torch.from_numpy(measured)] for value in feeds]
+        ours = _run(program, some)
+    except (InputError, IndexError):  # a network for one size of the batch
+        some, measured = list(feeds), np.arange(len(feeds[0]))
+        ours = _run(program, some)
+    repeats = _repeats(ours, _run(program, some))
+    exact = _run_wide(program, some)
+    rows = len(feeds[0])
+    if exact is None or not repeats or any(value.ndim == 0 or len(value) != rows for value in outputs):
+        return None
+    if any(a.dtype != np.float32 or b.dtype != np.float64 for a, b in zip(ours, exact, strict=True)):
+        return None
+    inputs = np.max([_largest(value.numpy()) for value in feeds], axis=0)
+    return tuple(
+        _by_size(_row_noise(a, b), measured, inputs, _largest(whole))
+        for a, b, whole in zip(ours, exact, outputs, strict=True)
+    )
+
+
+def _repeats(first: Sequence[Array], again: Sequence[Array]) -> bool:
+    """Whether two runs gave the same bits. Raises ``InputError`` where they differ by more than threads explain."""
+    for a, b in zip(first, again, strict=True):
+        largest = float(np.max(np.abs(np.where(np.isfinite(a), a, 0)), initial=0.0))
+        if a.shape != b.shape or not np.allclose(a, b, rtol=0.0, atol=REPEATED * largest, equal_nan=True):
+            raise InputError(
+                "the network computes other numbers when it runs again on the same input",
+                hint="in evaluation mode it must draw no random numbers and keep its state as it is",
+            )
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again, strict=True))
+
+
+def _run_wide(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...] | None:
     try:
         wide = copy.deepcopy(program).double()
         wide.preprocess.dtype = torch.float64
-        pairs = list(zip(_run(program, some), _run(wide, some), strict=True))
+        return _run(wide, feeds)
     except Exception:  # a module that insists on its type
         return None
-    if any(ours.dtype != np.float32 or exact.dtype != np.float64 for ours, exact in pairs):
-        return None
+
+
+def _row_noise(ours: Array, exact: Array) -> Array:
+    """The largest difference in each row; where one of the two overflows, rounding says nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return tuple(float(np.nanmax(np.abs(ours - exact), initial=0.0)) for ours, exact in pairs)
+        return _largest(ours - exact)
+
+
+def _largest(values: Array) -> Array:
+    """The largest finite absolute value in each row."""
+    finite = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
+    largest: Array = np.abs(finite).reshape(len(finite), -1).max(axis=1, initial=0.0)
+    return largest
+
+
+def _by_size(noise: Array, measured: Array, inputs: Array, outputs: Array) -> Array:
+    """Every row's noise: the most that a measured row has, or that share of it which the row's numbers are of its.
+
+    Beside a row of large numbers, whose rounding is large, one of small numbers would not be compared at all.
+    """
+    shares = np.maximum(_share(inputs, measured), _share(outputs, measured))
+    most: Array = (noise * np.minimum(1.0, shares)).max(axis=1)
+    return most
+
+
+def _share(sizes: Array, measured: Array) -> Array:
+    """(rows, measured rows); what is as small as zero counts as equal."""
+    whole = np.broadcast_to(sizes[measured], (len(sizes), len(measured)))
+    with np.errstate(over="ignore"):
+        shares: Array = np.divide(sizes[:, None], whole, out=np.ones_like(whole), where=whole > 0)
+    return shares

@@ -45,7 +45,8 @@ def parity_samples(inputs: Sequence[Tensor], samples: Any, options: ExportOption
     limit = FEW_ROWS if few else MANY_ROWS
     limit = limit if options.dynamic_batch else inputs[0].shape[0]
     if samples is None:
-        return tuple(_with_variations(value, limit) for value in inputs)
+        generator = np.random.default_rng(SEED)  # one for all: equal inputs would hide what their difference does
+        return tuple(_with_variations(value, limit, generator) for value in inputs)
     given = samples if isinstance(samples, tuple | list) else (samples,)
     tensors = tuple(_tensor(value, options, "samples") for value in given)
     if [value.shape[1:] for value in tensors] != [value.shape[1:] for value in inputs]:
@@ -56,12 +57,11 @@ def parity_samples(inputs: Sequence[Tensor], samples: Any, options: ExportOption
     return tuple(value[:limit].contiguous() for value in tensors)
 
 
-def _with_variations(example: Tensor, limit: int) -> Tensor:
+def _with_variations(example: Tensor, limit: int, generator: np.random.Generator) -> Tensor:
     rows = example[:limit]
     missing = limit - len(rows)
     if missing == 0:
         return rows.contiguous()
-    generator = np.random.default_rng(SEED)
     shape = (missing, *rows.shape[1:])
     if example.dtype == torch.uint8:
         return torch.cat([rows, torch.from_numpy(generator.integers(0, 256, shape, dtype=np.uint8))])

@@ -191,7 +191,7 @@ def test_random_weights_are_no_constants(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return functional.linear(x, torch.linalg.inv(self.weight + torch.rand_like(self.weight)))
 
-    with pytest.raises(lipdeploy.InputError, match="linalg_inv"):
+    with pytest.raises(lipdeploy.InputError, match="other numbers when it runs again"):
         lipdeploy.export(Noisy(4, 4), torch.randn(2, 4), tmp_path / "model.onnx")
 
 

@@ -27,6 +27,10 @@ def test_the_farthest_floats_do_not_overflow():
     assert compare([largest], [-largest]).max_ulp == 2 * int(largest.view(np.int64).item())
 
 
+def test_an_output_without_axes():
+    assert compare([np.float32(1.0).reshape(())], [np.nextafter(np.float32(1), np.float32(2)).reshape(())]).max_ulp == 1
+
+
 def test_classes():
     logits = np.array([[1.0, 2.0], [3.0, 1.0]], dtype=np.float32)
     assert compare([logits], [logits[:, ::-1]]).argmax_agreement == 0.0
@@ -192,3 +196,91 @@ def test_a_network_that_writes_to_its_input_changes_nothing_of_the_callers(netwo
     assert lip.export(network(), example, tmp_path / "model.onnx").parity.max_abs < 1e-5
     assert lip.export(network(), example, tmp_path / "model.onnx", samples=samples).parity.max_abs < 1e-5
     assert np.array_equal(example, before[0]) and np.array_equal(samples, before[1])
+
+
+def wrong_in_the_file(change):
+    """The file holds ``change`` of what torch computes."""
+
+    class Changed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear, self.inner = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.linear(x) + 1e-20 * (1e20 * self.inner(x))
+            return change(y) if torch.onnx.is_in_onnx_export() else y
+
+    return Changed()
+
+
+def test_a_row_that_overflows_does_not_excuse_the_others(tmp_path):
+    x = torch.randn(8, 6)
+    x[0] = 1e30  # in float32 infinite, in float64 not
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(wrong_in_the_file(lambda y: 1.5 * y), x, tmp_path / "model.onnx", samples=x)
+
+
+def test_a_row_of_large_numbers_does_not_excuse_small_ones(tmp_path):
+    x = torch.randn(8, 6)
+    samples = torch.cat([x, 1e4 * x])
+    with pytest.raises(lip.LipdeployError, match=r"differs from the torch module by 0\.01"):
+        lip.export(wrong_in_the_file(lambda y: y + 0.01), x, tmp_path / "model.onnx", samples=samples)
+
+
+class Swapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, a, b):
+        difference = a - b
+        return self.linear(-difference if torch.onnx.is_in_onnx_export() else difference)
+
+
+def test_equal_examples_are_varied_each_in_its_own_way(tmp_path):
+    torch.manual_seed(0)
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(Swapped(), (torch.zeros(1, 4), torch.zeros(1, 4)), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("activation", [nn.Sigmoid, nn.SiLU])
+def test_what_onnx_runtime_rounds_in_small_outputs_is_no_difference(activation, tmp_path):
+    """Its sigmoid errs by 1e-7 where the value is 1e-8."""
+    ort = pytest.importorskip("onnxruntime")
+
+    def run(model, feeds):
+        return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), activation())
+    with torch.no_grad():
+        network[2].bias.fill_(-16.0)
+    result = lip.export(network, torch.zeros(1, 4), tmp_path / "model.onnx", run=run)
+    assert result.parity.max_abs > 1e-8
+
+    def wrong(model, feeds):
+        (output,) = run(model, feeds)
+        return [output + np.float32(1e-4)]
+
+    with pytest.raises(lip.LipdeployError, match="differs from the torch module"):
+        lip.export(network, torch.zeros(1, 4), tmp_path / "wrong.onnx", run=wrong)
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.linear, self.dtype = nn.Linear(64, 1000), dtype
+
+    def forward(self, x):
+        return self.linear(x).to(self.dtype)
+
+
+def test_outputs_in_float16_may_differ_by_a_rounding(tmp_path):
+    torch.manual_seed(0)
+    assert lip.export(Cast(torch.float16), torch.randn(4, 64), tmp_path / "model.onnx").verdict.status == "verified"
+
+
+def test_outputs_in_bfloat16_are_refused(tmp_path):
+    with pytest.raises(lip.LipdeployError, match="returns a tensor of bfloat16"):
+        lip.export(Cast(torch.bfloat16), torch.randn(4, 64), tmp_path / "model.onnx")

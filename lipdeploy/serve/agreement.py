@@ -25,7 +25,7 @@ class Agreement:
     """Of one process, with itself; ``SharedAgreement`` is that of several.
 
     Per model ``served`` is version → digest (``None``: nobody could prove it) since the round began, and ``before``
-    what was decided until then: a load that fails leaves it.
+    what was decided until then: a load that fails leaves it. ``round`` counts what was ordered.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,7 @@ class Agreement:
         with self._changing() as content:
             content["unloaded"] = [other for other in content["unloaded"] if other != name]
             model = content["models"].setdefault(name, {"before": {}})
+            model["round"] = model.get("round", 0) + 1
             served, before = model.pop("served", None), model["before"]
             if served is not None:
                 model["before"] = {
@@ -52,31 +53,40 @@ class Agreement:
         with self._changing() as content:
             content["unloaded"] = sorted({*content["unloaded"], name})
             model = content["models"].get(name, {"before": {}})
-            content["models"][name] = {"before": dict.fromkeys(model.get("served", model["before"]))}
+            versions = dict.fromkeys(model.get("served", model["before"]))
+            content["models"][name] = {"before": versions, "round": model.get("round", 0) + 1}
 
     def unloaded(self, name: str) -> bool:
         """Whether ``name`` was unloaded on request."""
         with self._changing() as content:
             return name in content["unloaded"]
 
-    def versions(self, name: str, found: Iterable[str]) -> list[str]:
-        """The versions that this round is about, oldest first: those that the first to ask has ``found``; where that
-        is none, those from before.
+    def round(self, name: str) -> int:
+        """The number of this round; who looks at files asks before, so that what came later belongs to a later one."""
+        with self._changing() as content:
+            return int(content["models"].get(name, {}).get("round", 0))
+
+    def versions(self, name: str, found: Iterable[str], number: int) -> list[str]:
+        """The versions that round ``number`` is about, oldest first: those that the first to ask has ``found``; where
+        that is none, those from before. Raises ``Reopened``.
         """
         with self._changing() as content:
             model = content["models"].setdefault(name, {"before": {}})
+            if model.get("round", 0) != number:
+                raise Reopened
             if "served" not in model:
                 model["served"] = dict.fromkeys(list(found) or list(model["before"]) or ["1"], OPEN)
             return sorted(model["served"], key=int)
 
-    def decide(self, name: str, version: str, digest: str | None) -> str | None:
-        """Which digest everybody serves: ``digest``, unless that was decided before. ``None`` has proven nothing, and
-        decides for what was served before. Raises ``Reopened``.
+    def decide(self, name: str, version: str, digest: str | None, number: int) -> str | None:
+        """Which digest everybody serves: ``digest``, unless that was decided before in round ``number``. ``None`` has
+        proven nothing, and decides for what was served before. Raises ``Reopened``, also where others are already in
+        the next round: bytes that were read before it was ordered must not decide it.
         """
         with self._changing() as content:
             model = content["models"].get(name, {})
             served: dict[str, str | None] = model.get("served", {})
-            if version not in served:
+            if model.get("round", 0) != number or version not in served:
                 raise Reopened
             if served[version] == OPEN:
                 served[version] = model["before"].get(version) if digest is None else digest

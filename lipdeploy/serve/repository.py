@@ -164,13 +164,14 @@ class Repository:
         return unloaded
 
     async def _load(self, name: str) -> list[BaseException]:
+        number = self.agreement.round(name)
         files: dict[str, Path] = {}
         problem: Exception | None = None
         try:
             files = self.sources[name].files()
         except (LipdeployError, OSError) as error:
             problem = error
-        versions = self.agreement.versions(name, files)
+        versions = self.agreement.versions(name, files, number)
         self.unloaded.discard(name)
         self._drop_all_but(name, set(versions))
         for version in versions:
@@ -178,12 +179,12 @@ class Repository:
         failures: list[BaseException] = []
         for version in reversed(versions):
             gone = problem or InputError(f"version {version} has no file any more", hint="load the model again")
-            failures += await self._load_version(self._slot(name, version), files.get(version, gone))
-            if not self._keeps_to(name, version):
+            failures += await self._load_version(self._slot(name, version), files.get(version, gone), number)
+            if not self._keeps_to(name, version, number):
                 break
         return failures
 
-    async def _load_version(self, slot: Slot, path: Path | Exception) -> list[BaseException]:
+    async def _load_version(self, slot: Slot, path: Path | Exception, number: int) -> list[BaseException]:
         """Verify and swap in one version, and say what failed. ``path`` may be why there is none."""
         slot.reason, slot.since, slot.proven = VERIFYING, time.monotonic(), 0.0
         if slot.model is None:
@@ -191,7 +192,7 @@ class Repository:
         try:
             model = await self._built(slot, path)
             found = digest(model.session.verdict)
-            agreed = self.agreement.decide(slot.name, slot.version, found)
+            agreed = self.agreement.decide(slot.name, slot.version, found, number)
             if agreed != found:
                 message = f"the file has the bytes {found}, and the workers agreed on {agreed or 'none'}"
                 raise IntegrityError(message, hint="load the model again")
@@ -210,12 +211,12 @@ class Repository:
         given = (slot.name, slot.version, str(path), self.settings, self.metrics, self._executor, slot.watch)
         return await _beside(partial(ModelVersion, *given))
 
-    def _keeps_to(self, name: str, version: str) -> bool:
+    def _keeps_to(self, name: str, version: str, number: int) -> bool:
         """Whether this process has what all agreed on. One that has not serves no version of ``name``: its newest would
         be another one than elsewhere.
         """
         slot = self.slots[name][version]
-        agreed = self.agreement.decide(name, version, slot.digest)
+        agreed = self.agreement.decide(name, version, slot.digest, number)
         if agreed == slot.digest:
             return True
         message = f"version {version} is not what the workers agreed on: {slot.reason}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,33 +235,92 @@ def test_a_load_during_a_load(serve: Serve, tmp_path: Path) -> None:
     assert client.post(f"{MODEL}/infer", json_request(ROWS)).tensors()["label"].tolist() == [LABELS[OTHER]]
 
 
+def test_a_load_that_one_worker_hears_of_before_the_other_is_done(pair: Workers, tmp_path: Path) -> None:
+    """What was read for the first load does not decide the second, which the other worker has begun."""
+    pair.start(1)
+    slow = pair.clients[1].app.service.repository
+    built, read, go_on = slow._built, threading.Event(), threading.Event()
+
+    async def late(slot: Slot, path: Path | Exception) -> Any:
+        model = await built(slot, path)
+        read.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return model
+
+    slow._built = late  # type: ignore[method-assign]
+    write(tmp_path / "net.onnx", OTHER)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(pair.clients[1].post, LOAD)
+        assert read.wait(20)
+        quick = pair.clients[0].app.service.repository
+        begun, prove = threading.Event(), quick._built
+
+        async def seen(slot: Slot, path: Path | Exception) -> Any:
+            begun.set()
+            while not go_on.is_set():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)  # the other decides first
+            return await prove(slot, path)
+
+        quick._built = seen  # type: ignore[method-assign]
+        write(tmp_path / "net.onnx", THIRD)
+        second = threads.submit(pair.clients[0].post, LOAD)
+        assert begun.wait(20)
+        go_on.set()
+        assert [first.result(20).status, second.result(20).status] == [200, 200]
+    assert pair.labels() == [LABELS[THIRD]] * 2
+    assert pair.ask(READY) == [200, 200]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_first_decides(tmp_path: Path, shared: bool) -> None:
     agreement = SharedAgreement(tmp_path) if shared else Agreement()
+
+    def versions(*found: str) -> list[str]:
+        return agreement.versions("net", found, agreement.round("net"))
+
+    def decide(version: str, digest: str | None) -> str | None:
+        return agreement.decide("net", version, digest, agreement.round("net"))
+
     with pytest.raises(Reopened):
-        agreement.decide("net", "1", "a")
-    assert agreement.versions("net", ["2", "10"]) == agreement.versions("net", ["1"]) == ["2", "10"]
-    assert [agreement.decide("net", "2", digest) for digest in ("a", "b", None)] == ["a"] * 3
-    assert [agreement.decide("net", "10", digest) for digest in (None, "a")] == [None] * 2
+        decide("1", "a")
+    assert versions("2", "10") == versions("1") == ["2", "10"]
+    assert [decide("2", digest) for digest in ("a", "b", None)] == ["a"] * 3
+    assert [decide("10", digest) for digest in (None, "a")] == [None] * 2
     agreement.reopen("net")
-    assert agreement.versions("net", []) == ["2", "10"]
-    assert [agreement.decide("net", "2", digest) for digest in (None, "b")] == ["a"] * 2
+    assert versions() == ["2", "10"]
+    assert [decide("2", digest) for digest in (None, "b")] == ["a"] * 2
     agreement.reopen("net")
-    assert agreement.versions("net", ["10"]) == ["10"]
-    assert agreement.decide("net", "10", "c") == "c"
+    assert versions("10") == ["10"]
+    assert decide("10", "c") == "c"
     agreement.unload("net")
     assert agreement.unloaded("net")
     agreement.reopen("net")
     assert not agreement.unloaded("net")
-    assert agreement.versions("net", ["2"]) == ["2"]
-    assert agreement.decide("net", "2", None) is None  # what was once retired, or unloaded, is not taken up again
+    assert versions("2") == ["2"]
+    assert decide("2", None) is None  # what was once retired, or unloaded, is not taken up again
+
+
+@pytest.mark.parametrize("order", ["reopen", "unload"])
+def test_an_old_round_decides_nothing(order: str) -> None:
+    agreement = Agreement()
+    old = agreement.round("net")
+    agreement.versions("net", ["1"], old)
+    getattr(agreement, order)("net")
+    with pytest.raises(Reopened):
+        agreement.versions("net", ["1"], old)
+    agreement.versions("net", ["1"], agreement.round("net"))  # somebody else is further
+    with pytest.raises(Reopened):
+        agreement.decide("net", "1", "a", old)
+    assert agreement.decide("net", "1", "b", agreement.round("net")) == "b"
 
 
 def test_who_decides_at_once_hears_one_decision(tmp_path: Path) -> None:
     def decide(number: int) -> str | None:
         agreement = SharedAgreement(tmp_path)
-        agreement.versions("net", ["1"])
-        return agreement.decide("net", "1", str(number))
+        agreement.versions("net", ["1"], 0)
+        return agreement.decide("net", "1", str(number), 0)
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(decide, range(64)))) == 1

@@ -28,8 +28,9 @@ class ModelSource:
     path: Path
 
     def files(self) -> dict[str, Path]:
-        """The file of each version, oldest first; ``InputError`` when a folder holds none."""
+        """The file of each version, oldest first; ``InputError`` when a folder holds none, or nothing is there."""
         if not self.path.is_dir():
+            _existing(self.path)  # a folder that has gone was not one file, whose version would be 1
             return {"1": self.path}
         found = {entry.name: entry / MODEL_FILE for entry in self.path.iterdir() if VERSION.fullmatch(entry.name)}
         found = {version: file for version, file in found.items() if file.is_file()}

@@ -402,3 +402,17 @@ def test_key_files(tmp_path: Path) -> None:
             read_keys(file)
     with pytest.raises(InputError):
         read_keys(tmp_path / "nowhere")
+
+
+def test_a_folder_that_has_gone_takes_nothing_along(tmp_path: Path, serve: Serve) -> None:
+    """A reload between the two halves of a move keeps what answers, under the versions that it had."""
+    for version in ("1", "2"):
+        write(tmp_path / "net" / version / "model.onnx", CLASSIFIER)
+    client = serve([tmp_path / "net"])
+    (tmp_path / "net").rename(tmp_path / "away")
+    assert "no such file" in client.post("/v2/repository/models/net/load").error
+    reply = client.post("/v2/models/net/infer", json_request([[1.0, 0.5, -0.25, 2.0]]))
+    assert (reply.status, reply.json["model_version"]) == (200, "2")
+    assert client.get("/v2/health/ready").status == 200
+    (tmp_path / "away").rename(tmp_path / "net")
+    assert client.post("/v2/repository/models/net/load").status == 200

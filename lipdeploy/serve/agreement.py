@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from lipdeploy.errors import IntegrityError
+
 OPEN = ""  # instead of a digest: nobody has decided yet
 
 
@@ -94,23 +96,38 @@ class Agreement:
 
 
 class SharedAgreement(Agreement):
-    """In a file of a private folder, so that it outlives every worker; a lock on another file guards it. POSIX."""
+    """In a file of a private folder, so that it outlives every worker; a lock on another file guards it. POSIX.
+
+    Where it cannot be read or written every method raises ``IntegrityError``: nobody decides anew what was decided.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._path, self._lock = folder / "agreement.json", folder / "agreement.lock"
 
+    @classmethod
+    def begin(cls, folder: Path) -> SharedAgreement:
+        """The first of several: nothing is agreed."""
+        agreement = cls(folder)
+        agreement._path.write_bytes(orjson.dumps(agreement._content))
+        agreement._lock.touch()
+        return agreement
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         import fcntl
 
-        with self._lock.open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held for microseconds; the kernel opens it when its holder dies
-            old = self._path.read_bytes() if self._path.exists() else orjson.dumps(self._content)
-            content = orjson.loads(old)
-            yield content
-            new = orjson.dumps(content)
-            if new != old:
-                written = self._path.with_suffix(".new")
-                written.write_bytes(new)
-                os.replace(written, self._path)  # whole or not at all
+        try:
+            with self._lock.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # held for microseconds; the kernel opens it when its holder dies
+                old = self._path.read_bytes()
+                content = orjson.loads(old)
+                yield content
+                new = orjson.dumps(content)
+                if new != old:
+                    written = self._path.with_suffix(".new")
+                    written.write_bytes(new)
+                    os.replace(written, self._path)  # whole or not at all
+        except OSError as error:
+            message = f"what the workers agreed on cannot be read or written: {error}"
+            raise IntegrityError(message, hint="restart the server") from error

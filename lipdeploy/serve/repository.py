@@ -145,7 +145,15 @@ class Repository:
         successor fails. Versions whose file has gone are retired. The newest comes first. Where the workers have
         agreed on bytes that this process cannot serve, it serves nothing under this name.
         """
-        self.known(name)
+        slots = self.known(name)
+        try:
+            return await self._followed(name)
+        except Exception as error:  # nobody can say what was agreed on: what answers goes on doing so
+            for slot in slots.values():
+                self._failed(slot, error)
+            return [error]
+
+    async def _followed(self, name: str) -> list[BaseException]:
         if self._withdrawn(name):
             return []
         async with self._building:

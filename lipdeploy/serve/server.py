@@ -202,6 +202,7 @@ def _watch_signals(service: Service, servers: Sequence[Server]) -> None:
     loop.add_signal_handler(signal.SIGINT, stop, signal.SIGINT)
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, lambda: _keep(loop.create_task(service.reload())))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # a worker begins with it blocked
 
 
 _TASKS: set[asyncio.Task[Any]] = set()

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from lipdeploy.errors import InputError, IntegrityError, LipdeployError
 from lipdeploy.serve import server
 from lipdeploy.serve.agreement import SharedAgreement
 from lipdeploy.serve.asgi import change
@@ -43,14 +44,41 @@ PR_SET_PDEATHSIG = 1
 
 def supervise(settings: Settings, binding: server.Binding, listeners: Sequence[socket.socket]) -> int:
     """Run ``binding.workers`` workers until a signal; the worst of their exit codes."""
-    with tempfile.TemporaryDirectory(prefix="lipdeploy-serve-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lipdeploy-serve-"))
+        stack.enter_context(_kept(folder))
+        agreement = SharedAgreement.begin(Path(folder))
         task = _task(settings, binding, listeners, folder)
         stopping: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: stopping.append(number))
         server.announce(binding, listeners, settings)
         workers = {index: _start(task, index, listeners) for index in range(binding.workers)}
-        return _watch(workers, task, listeners, stopping, settings, SharedAgreement(Path(folder)))
+        return _watch(workers, task, listeners, stopping, settings, agreement)
+
+
+@contextlib.contextmanager
+def _kept(folder: str) -> Iterator[None]:
+    """A lock on the folder, which tells systemd-tmpfiles not to clean up what is old in it."""
+    import fcntl
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(held)
+
+
+def _reopened(settings: Settings, agreement: SharedAgreement) -> bool:
+    """Order a load of every model; an order that cannot be given does not end the server."""
+    try:
+        for source in settings.models:
+            agreement.reopen(source.name)
+    except IntegrityError as error:
+        event("reload failed", logging.ERROR, reason=error.message, hint=error.hint)
+        return False
+    return True
 
 
 def _watch(
@@ -61,14 +89,14 @@ def _watch(
     settings: Settings,
     agreement: SharedAgreement,
 ) -> int:
+    again: set[int] = set()
     ending, worst, started = False, 0, dict.fromkeys(workers, time.monotonic())
     while workers:
         while signals:
             number = signals.pop(0)
             ending = ending or number != signal.SIGHUP
-            if number == signal.SIGHUP:
-                for source in settings.models:
-                    agreement.reopen(source.name)
+            if number == signal.SIGHUP and not _reopened(settings, agreement):
+                continue
             for worker in workers.values():
                 with contextlib.suppress(ProcessLookupError):
                     worker.send_signal(number)
@@ -77,7 +105,8 @@ def _watch(
             if code is None:
                 continue
             del workers[index]
-            if ending or settings.fail_fast:
+            hopeless = code == InputError.exit_code and index not in again  # the gRPC port is taken
+            if ending or settings.fail_fast or hopeless:
                 worst = max(worst, _end_code(code, asked=ending))
                 if not ending:  # one that gives up takes the others along
                     ending = True
@@ -85,6 +114,7 @@ def _watch(
                 continue
             event("a worker died", logging.ERROR, worker=index, code=code)
             time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started[index])))
+            again.add(index)
             workers[index], started[index] = _start(task, index, listeners), time.monotonic()
         time.sleep(POLL_SECONDS)
     return worst
@@ -112,12 +142,16 @@ def _task(
 
 
 def _start(task: dict[str, Any], index: int, listeners: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "lipdeploy.serve.workers"],
-        stdin=subprocess.PIPE,
-        pass_fds=[listener.fileno() for listener in listeners],
-        start_new_session=True,  # a Ctrl-C reaches the supervisor only, which passes it on once
-    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited: it waits until the worker can listen
+    try:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "lipdeploy.serve.workers"],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno() for listener in listeners],
+            start_new_session=True,  # a Ctrl-C reaches the supervisor only, which passes it on once
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(orjson.dumps({**task, "index": index}))
@@ -141,7 +175,11 @@ def main() -> int:
     folder = Path(task["folder"])
     service = Service(settings, SharedAgreement(folder))
     talk = Talk(service, folder, task["index"], binding.workers)
-    return server.run_process(service, binding, listeners, talk.listening())
+    try:
+        return server.run_process(service, binding, listeners, talk.listening())
+    except LipdeployError as error:
+        event("a worker cannot serve", logging.ERROR, reason=error.message, hint=error.hint)
+        return error.exit_code
 
 
 def _end_with(supervisor: int) -> None:

@@ -34,6 +34,7 @@ class Workers:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model = folder, model
+        SharedAgreement.begin(folder)
         self.clients: dict[int, Client] = {}
         self._ears: dict[int, Any] = {}
 
@@ -275,7 +276,7 @@ def test_a_load_that_one_worker_hears_of_before_the_other_is_done(pair: Workers,
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_first_decides(tmp_path: Path, shared: bool) -> None:
-    agreement = SharedAgreement(tmp_path) if shared else Agreement()
+    agreement = SharedAgreement.begin(tmp_path) if shared else Agreement()
 
     def versions(*found: str) -> list[str]:
         return agreement.versions("net", found, agreement.round("net"))
@@ -322,5 +323,19 @@ def test_who_decides_at_once_hears_one_decision(tmp_path: Path) -> None:
         agreement.versions("net", ["1"], 0)
         return agreement.decide("net", "1", str(number), 0)
 
+    SharedAgreement.begin(tmp_path)
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(decide, range(64)))) == 1
+
+
+def test_an_agreement_that_is_lost_is_not_made_anew(pair: Workers, tmp_path: Path) -> None:
+    """Who serves goes on, and who comes serves nothing: it could be other bytes."""
+    pair.start(1)
+    (pair.folder / "agreement.json").unlink()
+    write(tmp_path / "net.onnx", OTHER)
+    assert pair.clients[0].post(LOAD).status == 500
+    assert pair.labels() == [LABELS[CLASSIFIER]] * 2
+    pair.start(1)
+    assert pair.labels() == [LABELS[CLASSIFIER], 503]
+    assert pair.ask(READY) == [503, 503]
+    assert "cannot be read or written" in pair.clients[0].get(READY).json["reason"]

@@ -551,3 +551,36 @@ def test_workers_do_not_outlive_a_supervisor_that_was_killed(net: Path) -> None:
 def test_workers_fail_fast_together(tmp_path: Path) -> None:
     with serving(write(tmp_path / "net.onnx", UNKNOWN), "--workers", 2, "--fail-fast") as server:
         assert server.wait() == 3
+
+
+@pytest.mark.slow
+def test_sighup_while_workers_begin_is_not_their_end(net: Path) -> None:
+    with serving(net, "--threads", 1, "--workers", 2, "--fail-fast") as server:
+        _, port = server.listening()
+        server.signal(signal.SIGHUP)
+        until_ready(port)
+        assert server.stop() == 0
+    assert "a worker died" not in [line["event"] for line in server.lines]
+
+
+@pytest.mark.slow
+def test_workers_without_a_grpc_port_end_as_one_process_does(net: Path) -> None:
+    pytest.importorskip("grpc")
+    taken = socket.create_server(("127.0.0.1", 0))
+    words = ("--threads", 1, "--workers", 2, "--grpc-port", taken.getsockname()[1])
+    with taken, serving(net, *words) as server:
+        assert "for gRPC" in server.event("a worker cannot serve")["reason"]
+        assert server.wait() == 2
+
+
+@pytest.mark.slow
+def test_an_order_that_cannot_be_written_does_not_end_the_server(net: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    with serving(net, "--threads", 1, "--workers", 2) as server:
+        _, port = server.listening()
+        until_ready(port)
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, 0))  # as on a full disk
+        server.signal(signal.SIGHUP)
+        assert "agreed on cannot be" in server.event("reload failed")["reason"]
+        assert ask(port, "POST", INFER, BODY).status == 200
+        assert server.stop() == 0

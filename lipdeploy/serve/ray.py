@@ -128,10 +128,14 @@ class Replica:
         _Forwarding.app = self._certified
 
     def _compare(self, digests: Digests) -> None:
+        found: dict[str, dict[str, str]] = {name: {} for name in digests}
         for model in self._certified.service.repository.answering():
-            stated, found = digests[model.name].get(model.version), digest(model.session.verdict)
-            if found != stated:
-                raise IntegrityError(f"{model.name} version {model.version}: this node's file is {found}, not {stated}")
+            found[model.name][model.version] = digest(model.session.verdict)
+        for name, stated in digests.items():
+            for version in stated.keys() | found[name].keys():  # one that is missing here would leave another newest
+                here, there = found[name].get(version, "missing"), stated.get(version, "missing")
+                if here != there:
+                    raise IntegrityError(f"{name} version {version}: this node's file is {here}, not {there}")
 
     def check_health(self) -> None:
         """Ray asks every few seconds and replaces a replica that raises."""

@@ -210,12 +210,12 @@ class App:
 
     def _check_key(self, found: Route, headers: Headers) -> None:
         if found.name in ADMIN_ROUTES:
-            if self._admin_keys:
-                auth.check(headers, self._admin_keys)
-                return
             if not self.service.settings.admin and self.surface == "all":
                 message = "load and unload are off here: give the server --admin-key-file or --admin-port"
                 raise RequestProblem(403, message, reason="key")
+            if self._admin_keys:
+                auth.check(headers, self._admin_keys)
+                return
         if self._keys and found.name not in OPEN_ROUTES:
             auth.check(headers, self._keys, self._admin_keys)
 

@@ -58,7 +58,7 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 def _setting(name: str, value: Any) -> Any:
     """A setting that may have come as text from ``serve run``."""
     kind = NUMBERS.get(name)
-    if kind is None or name in ("models", "admin", "fail_fast"):
+    if kind is None or name in ("models", "admin", "admin_keys", "fail_fast"):
         raise InputError(f"unknown argument '{name}'", hint=f"models, name, {', '.join(DEPLOYMENT)}, or a setting")
     try:
         if kind.startswith("int"):

@@ -55,6 +55,12 @@ def test_the_admin_key_changes(locked: Client) -> None:
     assert locked.get("/metrics", x_api_key=ADMIN).status == 200
 
 
+def test_where_changing_is_off_no_key_turns_it_on(serve: Serve) -> None:
+    client = serve({"net": CLASSIFIER}, admin=False, admin_keys=(ADMIN,))
+    assert client.post(LOAD, x_api_key=ADMIN).status == 403
+    assert client.post(INFER, ROWS).status == 200
+
+
 def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of many keys costs as many comparisons as the last, by the function made for it."""
     compared: list[tuple[bytes, bytes]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -67,6 +68,8 @@ class Repository:
         self.slots: dict[str, dict[str, Slot]] = {name: {} for name in self.sources}
         self._answering: dict[tuple[str, str | None], ModelVersion] = {}
         self._building = asyncio.Lock()
+        self._following: set[asyncio.Task[list[BaseException]]] = set()
+        self._loaded: dict[str, tuple[int, list[BaseException]]] = {}  # the last round of each name, and what failed
         self._executor = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="infer")
         self.unloaded: set[str] = set()
         for source in settings.models:
@@ -143,13 +146,20 @@ class Repository:
 
         A version that is answering goes on doing so until its successor is verified and warm, and for ever when the
         successor fails. Versions whose file has gone are retired. The newest comes first. Where the workers have
-        agreed on bytes that this process cannot serve, it serves nothing under this name.
+        agreed on bytes that this process cannot serve, it serves nothing under this name. Goes on where the caller is
+        cancelled: it may be a request whose client has gone.
         """
-        slots = self.known(name)
+        self.known(name)
+        task = asyncio.get_running_loop().create_task(self._follow(name))
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+        return await asyncio.shield(task)
+
+    async def _follow(self, name: str) -> list[BaseException]:
         try:
             return await self._followed(name)
         except Exception as error:  # nobody can say what was agreed on: what answers goes on doing so
-            for slot in slots.values():
+            for slot in self.slots[name].values():
                 self._failed(slot, error)
             return [error]
 
@@ -158,10 +168,11 @@ class Repository:
             return []
         async with self._building:
             while not self._withdrawn(name):
-                try:
-                    return await self._load(name)
-                except Reopened:  # what was ordered meanwhile counts
-                    continue
+                number, failures = self._loaded.get(name, (-1, []))
+                if number == self.agreement.round(name):
+                    return failures  # by who waited before: the files were looked at after the last order
+                with contextlib.suppress(Reopened):  # what was ordered meanwhile counts
+                    await self._load(name)
         return []
 
     def _withdrawn(self, name: str) -> bool:
@@ -171,7 +182,7 @@ class Repository:
             self._withdraw(name)
         return unloaded
 
-    async def _load(self, name: str) -> list[BaseException]:
+    async def _load(self, name: str) -> None:
         number = self.agreement.round(name)
         files: dict[str, Path] = {}
         problem: Exception | None = None
@@ -190,7 +201,7 @@ class Repository:
             failures += await self._load_version(self._slot(name, version), files.get(version, gone), number)
             if not self._keeps_to(name, version, number):
                 break
-        return failures
+        self._loaded[name] = number, failures
 
     async def _load_version(self, slot: Slot, path: Path | Exception, number: int) -> list[BaseException]:
         """Verify and swap in one version, and say what failed. ``path`` may be why there is none."""

@@ -236,6 +236,46 @@ def test_a_load_during_a_load(serve: Serve, tmp_path: Path) -> None:
     assert client.post(f"{MODEL}/infer", json_request(ROWS)).tensors()["label"].tolist() == [LABELS[OTHER]]
 
 
+def test_loads_that_wait_for_one_are_answered_by_it(serve: Serve, tmp_path: Path) -> None:
+    """Their files were read after the last of them was ordered; nor does it matter whether the first one waits."""
+    client = serve({"net": CLASSIFIER})
+    repository = client.app.service.repository
+    built, proofs = repository._built, []
+
+    async def counted(slot: Slot, path: Path | Exception) -> Any:
+        proofs.append(slot.version)
+        await asyncio.sleep(0.05)
+        return await built(slot, path)
+
+    repository._built = counted  # type: ignore[method-assign]
+
+    async def play() -> Any:
+        given_up = asyncio.ensure_future(repository.load("net"))
+        await asyncio.sleep(0.01)
+        write(tmp_path / "net.onnx", OTHER)
+        given_up.cancel()
+        return await asyncio.gather(*(repository.load("net") for _ in range(20)))
+
+    assert client.do(play()) == [[]] * 20
+    assert len(proofs) == 2
+    assert client.post(f"{MODEL}/infer", json_request(ROWS)).tensors()["label"].tolist() == [LABELS[OTHER]]
+
+
+def test_a_load_goes_on_when_who_asked_has_gone(serve: Serve, tmp_path: Path) -> None:
+    client = serve({"net": CLASSIFIER})
+    repository = client.app.service.repository
+
+    async def play() -> None:
+        asked = asyncio.ensure_future(repository.load("net"))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(*repository._following)
+
+    write(tmp_path / "net.onnx", OTHER)
+    client.do(play())
+    assert client.post(f"{MODEL}/infer", json_request(ROWS)).tensors()["label"].tolist() == [LABELS[OTHER]]
+
+
 def test_a_load_that_one_worker_hears_of_before_the_other_is_done(pair: Workers, tmp_path: Path) -> None:
     """What was read for the first load does not decide the second, which the other worker has begun."""
     pair.start(1)

@@ -177,6 +177,25 @@ def test_complex_numbers_keep_their_imaginary_part(tmp_path):
     np.testing.assert_allclose(session.predict(x.numpy()).logits, expected, atol=1e-5)
 
 
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(4, 3), factor
+
+    def forward(self, x):
+        return self.linear(x) * self.factor
+
+
+def test_a_number_that_torch_writes_in_float32_is_named(tmp_path):
+    """A float64 network; the factor as a tensor stays what it is."""
+    options = {"dtype": "float64", "input_dtype": "float64"}
+    with pytest.raises(lip.IntegrityError, match="differs from the torch module") as caught:
+        lip.export(Scaled(0.1), torch.randn(2, 4), tmp_path / "model.onnx", **options)
+    assert "Python numbers" in caught.value.hint
+    exact = Scaled(torch.tensor(0.1, dtype=torch.float64))
+    lip.export(exact, torch.randn(2, 4), tmp_path / "model.onnx", **options)
+
+
 class WritesToItsInput(nn.Module):
     def __init__(self):
         super().__init__()

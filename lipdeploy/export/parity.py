@@ -100,7 +100,7 @@ def require(
             raise IntegrityError(
                 f"the exported model differs from the torch module by {found[worst]:.3g} "
                 f"in sample {worst} of {parity.samples}; {allowed[worst]:.3g} is allowed",
-                hint=_why(ours, float(found[worst])),
+                hint=_hint(ours, float(found[worst])),
             )
     if parity.changed_gap > 2 * max(float(np.max(rows, initial=0.0)) for rows in usual):
         raise IntegrityError(
@@ -109,9 +109,9 @@ def require(
         )
 
 
-def _why(ours: Array, difference: float) -> str:
+def _hint(ours: Array, difference: float) -> str:
     """What a difference of this size usually comes from, and what to do."""
-    if ours.dtype == np.float64 and difference <= NARROWED * max(1.0, float(_rows(np.abs(ours)).max(initial=0.0))):
+    if ours.dtype == np.float64 and difference <= NARROWED * max(1.0, float(largest_in_rows(ours).max(initial=0.0))):
         return (
             "torch writes Python numbers (x * 0.1) and ONNX keeps attributes (LeakyReLU's slope) in float32; make them "
             "float64 tensors in the network, or pass tolerance=1e-6 (--tolerance 1e-6)"
@@ -135,17 +135,18 @@ def _usual_of_all(expected: Sequence[Array], noise: Sequence[Array] | None) -> l
 
 def _usual(expected: Array, noise: Array | None) -> Array:
     """The tolerance of each row of an output."""
-    largest: Array = _rows(np.abs(expected)).max(axis=1, initial=0.0)
+    largest = largest_in_rows(expected)
     relative = TOLERANCE.get(str(expected.dtype), 0.0)  # whole numbers are equal
     if noise is None:
         return np.full_like(largest, relative * max(1.0, float(largest.max(initial=0.0))))
     return np.asarray(relative * largest + ROUNDINGS * noise)
 
 
-def _rows(values: Array) -> Array:
-    """(rows, values) in float64; what has no axis is one row."""
-    wide = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
-    return wide.reshape(len(values), -1) if values.ndim else wide.reshape(1, 1)
+def largest_in_rows(values: Array) -> Array:
+    """(rows,) float64: the largest finite absolute value in each; what has no axis is one row."""
+    wide = np.abs(np.where(np.isfinite(values), values, 0.0).astype(np.float64))
+    largest: Array = wide.reshape(len(wide) if wide.ndim else 1, -1).max(axis=1, initial=0.0)
+    return largest
 
 
 def _row_differences(expected: Array, actual: Array) -> Array:

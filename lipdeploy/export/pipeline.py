@@ -285,13 +285,13 @@ def _parity(
     actual = [np.asarray(value) for value in run(model, feeds)]
     parity = compare(known.outputs, actual, _judged(model, options))
     if storage is None:
-        _require(parity, model, known, actual, options, run)
+        _require_but_for_the_runtime(parity, model, known, actual, options, run)
     else:
         require_stored(parity, known.outputs, options.tolerance, storage)
     return parity
 
 
-def _require(
+def _require_but_for_the_runtime(
     parity: Parity, model: onnx.ModelProto, known: Reference, actual: Sequence[Array], options: ExportOptions, run: Run
 ) -> None:
     """``require``, but for what only the runtime's own rounding explains.

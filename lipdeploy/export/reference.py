@@ -14,7 +14,7 @@ from torch import Tensor
 from lipdeploy.errors import InputError
 from lipdeploy.export.capture import first_line
 from lipdeploy.export.freeze import Program
-from lipdeploy.export.parity import Array
+from lipdeploy.export.parity import Array, largest_in_rows
 
 #: Torch's exporter takes sizes of 0 and 1 for special, and a path may differ for odd ones.
 SMALL_BATCHES = (1, 3)
@@ -102,13 +102,7 @@ def _noise(program: Program, feeds: Sequence[Tensor], outputs: Sequence[Array]) 
 
     Raises ``InputError`` where the module gives other numbers for the same rows: that is no rounding.
     """
-    measured = np.arange(0, len(feeds[0]), max(1, len(feeds[0]) // NOISE_ROWS))
-    try:
-        some = [value[torch.from_numpy(measured)] for value in feeds]
-        ours = _run(program, some)
-    except (InputError, IndexError):  # a network for one size of the batch
-        some, measured = list(feeds), np.arange(len(feeds[0]))
-        ours = _run(program, some)
+    some, measured, ours = _some_rows(program, feeds)
     repeats = _repeats(ours, _run(program, some))
     exact = _run_wide(program, some)
     rows = len(feeds[0])
@@ -116,17 +110,27 @@ def _noise(program: Program, feeds: Sequence[Tensor], outputs: Sequence[Array]) 
         return None
     if any(a.dtype != np.float32 or b.dtype != np.float64 for a, b in zip(ours, exact, strict=True)):
         return None
-    inputs = np.max([_largest(value.numpy()) for value in feeds], axis=0)
+    inputs = np.max([largest_in_rows(value.numpy()) for value in feeds], axis=0)
     return tuple(
-        _by_size(_row_noise(a, b), measured, inputs, _largest(whole))
+        _by_size(_row_noise(a, b), measured, inputs, largest_in_rows(whole))
         for a, b, whole in zip(ours, exact, outputs, strict=True)
     )
+
+
+def _some_rows(program: Program, feeds: Sequence[Tensor]) -> tuple[list[Tensor], Array, tuple[Array, ...]]:
+    """Some rows, which these are, and their outputs; all of them for a network of one size of the batch."""
+    measured = np.arange(0, len(feeds[0]), max(1, len(feeds[0]) // NOISE_ROWS))
+    try:
+        some = [value[torch.from_numpy(measured)] for value in feeds]
+        return some, measured, _run(program, some)
+    except (InputError, IndexError):
+        return list(feeds), np.arange(len(feeds[0])), _run(program, feeds)
 
 
 def _repeats(first: Sequence[Array], again: Sequence[Array]) -> bool:
     """Whether two runs gave the same bits. Raises ``InputError`` where they differ by more than threads explain."""
     for a, b in zip(first, again, strict=True):
-        largest = float(np.max(np.abs(np.where(np.isfinite(a), a, 0)), initial=0.0))
+        largest = float(largest_in_rows(a).max(initial=0.0))
         if a.shape != b.shape or not np.allclose(a, b, rtol=0.0, atol=REPEATED * largest, equal_nan=True):
             raise InputError(
                 "the network computes other numbers when it runs again on the same input",
@@ -147,14 +151,7 @@ def _run_wide(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...] | 
 def _row_noise(ours: Array, exact: Array) -> Array:
     """The largest difference in each row; where one of the two overflows, rounding says nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return _largest(ours - exact)
-
-
-def _largest(values: Array) -> Array:
-    """The largest finite absolute value in each row."""
-    finite = np.where(np.isfinite(values), values, 0.0).astype(np.float64)
-    largest: Array = np.abs(finite).reshape(len(finite), -1).max(axis=1, initial=0.0)
-    return largest
+        return largest_in_rows(ours - exact)
 
 
 def _by_size(noise: Array, measured: Array, inputs: Array, outputs: Array) -> Array:

@@ -157,13 +157,13 @@ class Repository:
 
     async def _follow(self, name: str) -> list[BaseException]:
         try:
-            return await self._followed(name)
+            return await self._carry_out(name)
         except Exception as error:  # nobody can say what was agreed on: what answers goes on doing so
             for slot in self.slots[name].values():
                 self._failed(slot, error)
             return [error]
 
-    async def _followed(self, name: str) -> list[BaseException]:
+    async def _carry_out(self, name: str) -> list[BaseException]:
         if self._withdrawn(name):
             return []
         async with self._building:

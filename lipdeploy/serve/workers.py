@@ -89,7 +89,7 @@ def _watch(
     settings: Settings,
     agreement: SharedAgreement,
 ) -> int:
-    again: set[int] = set()
+    restarted: set[int] = set()
     ending, worst, started = False, 0, dict.fromkeys(workers, time.monotonic())
     while workers:
         while signals:
@@ -105,7 +105,7 @@ def _watch(
             if code is None:
                 continue
             del workers[index]
-            hopeless = code == InputError.exit_code and index not in again  # the gRPC port is taken
+            hopeless = code == InputError.exit_code and index not in restarted  # the gRPC port is taken
             if ending or settings.fail_fast or hopeless:
                 worst = max(worst, _end_code(code, asked=ending))
                 if not ending:  # one that gives up takes the others along
@@ -114,7 +114,7 @@ def _watch(
                 continue
             event("a worker died", logging.ERROR, worker=index, code=code)
             time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started[index])))
-            again.add(index)
+            restarted.add(index)
             workers[index], started[index] = _start(task, index, listeners), time.monotonic()
         time.sleep(POLL_SECONDS)
     return worst

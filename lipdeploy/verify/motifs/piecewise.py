@@ -23,7 +23,7 @@ MINUS = Fraction(-1)
 Function = PiecewiseLinear
 
 
-class _Other(Exception):
+class _NotPiecewiseLinear(Exception):
     """This is no piecewise-linear function of one tensor, or none that is worth the time."""
 
 
@@ -38,7 +38,7 @@ def piecewise_linear(call: Call, values: Values) -> Found | None:
     try:
         nodes, source = _region(call, values)
         function = _composed(nodes, source, values)
-    except _Other:
+    except _NotPiecewiseLinear:
         return None
     start = values(source)
     assert isinstance(start, Flow)
@@ -59,11 +59,11 @@ def _region(last: Call, values: Values) -> tuple[list[Call], str]:
         producers = {name: last.producer(name) for name in frontier}
         name, node = max(producers.items(), key=lambda item: -1 if item[1] is None else item[1].place)
         if node is None or node.domain or node.op not in OPERATORS or len(nodes) == MOST_NODES:
-            raise _Other
+            raise _NotPiecewiseLinear
         nodes.append(node)
         frontier = (frontier - {name}) | _flows(node, values)
     if not frontier:
-        raise _Other
+        raise _NotPiecewiseLinear
     return nodes[::-1], frontier.pop()
 
 
@@ -74,11 +74,11 @@ def _composed(nodes: Sequence[Call], source: str, values: Values) -> Function:
     for node in nodes:
         output = values(node.output_names[0])
         if not isinstance(start, Flow) or not isinstance(output, Flow) or output.shape != start.shape:
-            raise _Other  # not proven by itself, or entries meet others
+            raise _NotPiecewiseLinear  # not proven by itself, or entries meet others
         operands = [_operand(name, functions, values) for name in node.input_names]
         function = OPERATORS[node.op](node, operands)
         if len(function.lines) > MOST_LINES or function.bits > MOST_BITS:
-            raise _Other
+            raise _NotPiecewiseLinear
         functions[node.output_names[0]] = function
     return function
 
@@ -89,10 +89,10 @@ def _operand(name: str, functions: Mapping[str, Function], values: Values) -> Fu
         return functions.get(name)
     value = values(name)
     if not isinstance(value, Constant) or value.roundings or value.array.dtype.kind != "f" or not value.array.size:
-        raise _Other
+        raise _NotPiecewiseLinear
     number = float(value.float64().reshape(-1)[0])
     if not math.isfinite(number) or (value.array != value.array.reshape(-1)[0]).any():
-        raise _Other
+        raise _NotPiecewiseLinear
     return constant(Fraction(number))
 
 
@@ -102,14 +102,14 @@ Operands = Sequence[Function | None]
 def _all(operands: Operands) -> list[Function]:
     given = [operand for operand in operands if operand is not None]
     if len(given) != len(operands):
-        raise _Other
+        raise _NotPiecewiseLinear
     return given
 
 
 def _number(operand: Function | None) -> Fraction:
     """The value of a constant."""
     if operand is None or operand.steepest:
-        raise _Other
+        raise _NotPiecewiseLinear
     return operand(Fraction(0))
 
 
@@ -122,7 +122,7 @@ def _quotient(call: Call, operands: Operands) -> Function:
     first, second = _all(operands)
     divisor = _number(second)
     if not divisor:
-        raise _Other
+        raise _NotPiecewiseLinear
     return first.scaled(1 / divisor)
 
 
@@ -130,7 +130,7 @@ def _leaky(call: Call, operands: Operands) -> Function:
     """α·f below 0; a default α is left alone, because it is no float32 number."""
     (argument,) = _all(operands)
     if "alpha" not in call.attributes:
-        raise _Other
+        raise _NotPiecewiseLinear
     return _bent(argument, Fraction(call.real("alpha")))
 
 
@@ -142,7 +142,7 @@ def _clip(call: Call, operands: Operands) -> Function:
     """min(max(f, low), high), in this order, as the operator is defined where low > high."""
     argument, low, high = (*operands, None, None)[:3]
     if argument is None:
-        raise _Other
+        raise _NotPiecewiseLinear
     raised = argument if low is None else argument.maximum(low)
     return raised if high is None else raised.minimum(high)
 

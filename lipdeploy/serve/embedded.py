@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class EmbeddedModel:
     def __init__(self, path: str | os.PathLike[str], name: str, version: str = "1", **settings: Any) -> None:
         chosen = Settings(models=(), **_read(settings))
         self._epsilon = None if chosen.epsilon is None else checked_epsilon(chosen.epsilon)
-        self._model = ModelVersion(name, version, os.fspath(path), chosen, Metrics())
+        self._model = ModelVersion(name, version, Path(path), chosen, Metrics())
         self.session = self._model.session
         self.inputs = self._model.inputs
         self.outputs = self._model.outputs

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from lipdeploy.serve.settings import Settings
 from lipdeploy.verify import TensorSpec, Verdict, certificate
 from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.rounding import decimal_up
-from lipdeploy.verify.source import Source
+from lipdeploy.verify.source import Source, read_source
 
 Array = np.ndarray[Any, Any]
 PLATFORM = "onnx_onnxv1"
@@ -104,6 +106,25 @@ def digest(files: Source | Verdict) -> str:
     return " ".join([files.file_sha256, *external])
 
 
+@dataclass(frozen=True)
+class Files:
+    """What a version is made from, by digest: the model, and the certificate beside it where there is one."""
+
+    model: str
+    certificate: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> Files:
+        """As they are now. Raises as ``read_source`` and ``certificate_digest`` do."""
+        return cls(digest(read_source(path)), certificate_digest(path))
+
+
+def certificate_digest(model: Path) -> str | None:
+    """SHA-256 of the certificate beside a model; ``None`` where there is none. Raises ``IntegrityError``."""
+    path = certificate.certificate_path(model)
+    return hashlib.sha256(certificate.read_bytes(path)).hexdigest() if path.exists() else None
+
+
 class ModelVersion:
     """One file behind one name and version, verified; ``batcher`` answers. Built off the loop, used on it."""
 
@@ -111,7 +132,7 @@ class ModelVersion:
         self,
         name: str,
         version: str,
-        path: str,
+        path: Path,
         settings: Settings,
         metrics: Metrics,
         executor: Executor | None = None,
@@ -119,11 +140,13 @@ class ModelVersion:
     ) -> None:
         started = time.perf_counter()
         self.name, self.version, self.settings = name, version, settings
+        beside = certificate_digest(path)
         self.session = CertifiedSession(
             path, norm=settings.norm, max_lipschitz=settings.max_lipschitz, certify=settings.certify,
             providers=settings.providers, threads=settings.threads, spinning=False,  # idle threads sleep
             watch=watch,
         )  # fmt: skip
+        self.files = Files(digest(self.session.verdict), beside)
         self.inputs: tuple[TensorSpec, ...] = self.session.inputs
         self.inputs_by_name = {spec.name: (spec, oip.datatype_of(spec.dtype)) for spec in self.inputs}
         self.outputs = self._output_types()

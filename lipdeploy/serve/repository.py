@@ -19,7 +19,7 @@ from lipdeploy.errors import InputError, IntegrityError, LipdeployError
 from lipdeploy.serve.agreement import Agreement, Reopened
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.metrics import Metrics
-from lipdeploy.serve.models import ModelVersion, digest
+from lipdeploy.serve.models import Files, ModelVersion, digest
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.settings import Settings
 
@@ -32,13 +32,17 @@ VERIFIER = "verify"  # what the threads are called that do it
 
 @dataclass
 class Slot:
-    """A name and version: what state it is in, and what answers. ``proven`` is how much of its proof is done, 0 … 1."""
+    """A name and version: what state it is in, and what answers. ``proven`` is how much of its proof is done, 0 … 1.
+
+    ``spare`` was proven for a round that was void in the end: the next one may find the same bytes.
+    """
 
     name: str
     version: str
     state: str
     reason: str = ""
     model: ModelVersion | None = None
+    spare: ModelVersion | None = None
     error: BaseException | None = None
     since: float = field(default_factory=time.monotonic)
     proven: float = 0.0
@@ -145,9 +149,10 @@ class Repository:
         last order. Raises 404.
 
         A version that is answering goes on doing so until its successor is verified and warm, and for ever when the
-        successor fails. Versions whose file has gone are retired. The newest comes first. Where the workers have
-        agreed on bytes that this process cannot serve, it serves nothing under this name. Goes on where the caller is
-        cancelled: it may be a request whose client has gone.
+        successor fails. Files that are as they were when they were proven, certificate included, are not proven again.
+        Versions whose file has gone are retired. The newest comes first. Where the workers have agreed on bytes that
+        this process cannot serve, it serves nothing under this name. Goes on where the caller is cancelled: it may be
+        a request whose client has gone.
         """
         self.known(name)
         task = asyncio.get_running_loop().create_task(self._follow(name))
@@ -209,15 +214,17 @@ class Repository:
         if slot.model is None:
             slot.state = LOADING
         try:
-            model = await self._built(slot, path)
+            model = slot.spare = await self._built(slot, path)
             found = digest(model.session.verdict)
             agreed = self.agreement.decide(slot.name, slot.version, found, number)
+            slot.spare = None
             if agreed != found:
                 message = f"the file has the bytes {found}, and the workers agreed on {agreed or 'none'}"
                 raise IntegrityError(message, hint="load the model again")
         except Reopened:
             raise
         except Exception as error:
+            slot.spare = None
             self._failed(slot, error)
             return [error]
         self._swap(slot, model)
@@ -226,8 +233,12 @@ class Repository:
     async def _built(self, slot: Slot, path: Path | Exception) -> ModelVersion:
         if isinstance(path, Exception):
             raise path
+        known = {model.files: model for model in (slot.spare, slot.model) if model is not None}
+        if known and (unchanged := known.get(await _beside(partial(Files.read, path)))) is not None:
+            event("unchanged", model=slot.name, version=slot.version, path=str(path))
+            return unchanged
         event("verifying", model=slot.name, version=slot.version, path=str(path))
-        given = (slot.name, slot.version, str(path), self.settings, self.metrics, self._executor, slot.watch)
+        given = (slot.name, slot.version, path, self.settings, self.metrics, self._executor, slot.watch)
         return await _beside(partial(ModelVersion, *given))
 
     def _keeps_to(self, name: str, version: str, number: int) -> bool:
@@ -279,7 +290,8 @@ class Repository:
 
     def _empty(self, name: str, reason: str, error: BaseException | None) -> None:
         for slot in self.slots[name].values():
-            slot.model, slot.state, slot.reason, slot.error = None, UNAVAILABLE, reason, error
+            slot.model = slot.spare = None
+            slot.state, slot.reason, slot.error = UNAVAILABLE, reason, error
             self.metrics.certificate.drop(name, slot.version)
         self._refresh(name)
 

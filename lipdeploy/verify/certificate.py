@@ -129,13 +129,20 @@ def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
 def read(path: Path) -> Document:
     """Parse a certificate strictly: known keys only, none twice. Raises ``IntegrityError``."""
     try:
-        data = read_file(path, LARGEST)
-        content = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        content = json.loads(read_bytes(path), object_pairs_hook=_unique, parse_constant=_no_constant)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (InputError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)
     return content  # type: ignore[no-any-return]
+
+
+def read_bytes(path: Path) -> bytes:
+    """A certificate as it is stored. Raises ``IntegrityError``."""
+    try:
+        return read_file(path, LARGEST)
+    except InputError as error:
+        raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

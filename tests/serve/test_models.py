@@ -139,6 +139,70 @@ def test_reload_verifies_then_swaps(serve: Serve, tmp_path: Path) -> None:
     assert before not in text
 
 
+@pytest.fixture
+def proofs(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file that was proven."""
+    proven, build = [], models.CertifiedSession
+
+    def counted(path: Path, **options: Any) -> Any:
+        proven.append(path)
+        return build(path, **options)
+
+    monkeypatch.setattr(models, "CertifiedSession", counted)
+    return proven
+
+
+def test_what_did_not_change_is_not_proven_again(serve: Serve, tmp_path: Path, proofs: list[Path]) -> None:
+    write(tmp_path / "net" / "1" / "model.onnx", CLASSIFIER)
+    client = serve([tmp_path / "net"])
+    answering = client.app.service.repository.model("net", "1")
+    write(tmp_path / "net" / "2" / "model.onnx", OTHER)
+    for _ in range(2):
+        assert client.post("/v2/repository/models/net/load").status == 200
+    assert [path.parent.name for path in proofs] == ["1", "2"]
+    assert client.app.service.repository.model("net", "1") is answering
+    assert client.post(INFER, json_request(ROWS)).json["model_version"] == "2"
+    assert client.post("/v2/repository/models/net/unload").status == 200  # keeps nothing
+    assert client.post("/v2/repository/models/net/load").status == 200
+    assert len(proofs) == 4
+
+
+def test_a_certificate_that_came_or_changed_is_checked(serve: Serve, tmp_path: Path, proofs: list[Path]) -> None:
+    """It may bring a smaller bound, and one that does not fit is no reason to go on as before."""
+    from lipdeploy.verify import verify
+    from lipdeploy.verify.certificate import certificate_path
+
+    path = write(tmp_path / "net.onnx", CLASSIFIER)
+    client = serve([path])
+    beside = certificate_path(path)
+    verify(path).write_certificate(beside)
+    for count in (2, 2):
+        assert client.post("/v2/repository/models/net/load").status == 200
+        assert len(proofs) == count
+    beside.write_text(beside.read_text().replace("lipschitz_bound", "lipschitz"))
+    reply = client.post("/v2/repository/models/net/load")
+    assert (reply.status, "certificate" in reply.error, len(proofs)) == (400, True, 3)
+    assert "still the old one" in client.post("/v2/repository/index").json[0]["reason"]
+
+
+def test_loads_that_come_during_a_proof_do_not_begin_it_anew(
+    serve: Serve, tmp_path: Path, proofs: list[Path], held: threading.Event
+) -> None:
+    """Else loads more frequent than a proof would keep a model from ever being ready."""
+    held.set()
+    client = serve({"net": CLASSIFIER})
+    held.clear()
+    write(tmp_path / "net.onnx", OTHER)
+    order = "/v2/repository/models/net/load"
+    loads = [asyncio.run_coroutine_threadsafe(client.requested("POST", order), client.loop) for _ in range(3)]
+    time.sleep(0.2)
+    held.set()
+    assert [load.result(20).status for load in loads] == [200] * 3
+    assert client.post(INFER, json_request(ROWS)).tensors()["label"].tolist() == [2]
+    assert len(proofs) == 2
+    assert all(slot.spare is None for slot in client.app.service.repository.slot_list())
+
+
 def test_a_reload_that_fails_leaves_the_old_one(serve: Serve, tmp_path: Path) -> None:
     client = serve({"net": CLASSIFIER})
     before = client.post(INFER, json_request(ROWS)).body
@@ -205,7 +269,7 @@ def test_requests_in_flight_are_answered_by_whom_they_reached(serve: Serve, tmp_
 
 
 @pytest.mark.parametrize("inline_seconds", [0.0, 1.0], ids=["on a thread", "on the loop"])
-def test_what_was_replaced_or_unloaded_is_freed_at_once(serve: Serve, inline_seconds: float) -> None:
+def test_what_was_replaced_or_unloaded_is_freed_at_once(serve: Serve, tmp_path: Path, inline_seconds: float) -> None:
     """Not when the old generation is collected next: on a quiet server its weights would stay for hours."""
     client = serve({"net": CLASSIFIER}, inline_seconds=inline_seconds)
 
@@ -218,6 +282,7 @@ def test_what_was_replaced_or_unloaded_is_freed_at_once(serve: Serve, inline_sec
     try:
         for change in ("load", "unload"):
             model = answering()
+            write(tmp_path / "net.onnx", OTHER)
             assert client.post(f"/v2/repository/models/net/{change}").status == 200
             deadline = time.monotonic() + 5
             while model() is not None and time.monotonic() < deadline:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import socket
 import ssl
-import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +27,7 @@ import uvicorn
 from lipdeploy.errors import InputError, LipdeployError
 from lipdeploy.serve.asgi import App
 from lipdeploy.serve.logs import event
+from lipdeploy.serve.ports import BACKLOG, Port, bind
 from lipdeploy.serve.protocol import Protocol
 from lipdeploy.serve.repository import still_verifying
 from lipdeploy.serve.service import Service
@@ -36,8 +35,8 @@ from lipdeploy.serve.settings import Settings, is_loopback
 
 QUIET_SECONDS = 0.5
 HANG_UP_SECONDS = 0.1  # for those to end who are told that their client has gone
-BACKLOG = 2048
-SO_ATTACH_FILTER = 26
+JOIN_SECONDS = 0.05
+LAST_HANDSHAKES_SECONDS = 0.1
 INTERNAL_ERROR = 5
 
 
@@ -70,21 +69,6 @@ class Binding:
             raise InputError("--grpc-port 0: several workers cannot share any free port", hint="name one")
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; ``InputError`` where there can be none."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError as error:
-        message = f"cannot listen on {host} port {port}: {error.strerror or error}"
-        raise InputError(message, hint="choose another --host or --port") from error
-    return listener
-
-
 def settle(settings: Settings, binding: Binding) -> Settings:
     """The settings as they apply to this binding: load and unload are offered on a public address only behind a key
     or on a port of their own.
@@ -95,10 +79,10 @@ def settle(settings: Settings, binding: Binding) -> Settings:
     return replace(settings, admin=settings.admin and (guarded or is_loopback(binding.host)))
 
 
-def announce(binding: Binding, listeners: Sequence[socket.socket], settings: Settings) -> None:
+def announce(binding: Binding, ports: Sequence[Port], settings: Settings) -> None:
     """Log where this server listens, and what a stranger could do to it."""
     scheme = "https" if binding.tls_cert else "http"
-    urls = [f"{scheme}://{_address(listener)}" for listener in listeners]
+    urls = [f"{scheme}://{port.address}" for port in ports]
     event("listening", url=urls[0], admin_url=urls[-1] if len(urls) > 1 else None, workers=binding.workers)
     if not is_loopback(binding.host) and not settings.api_keys and binding.tls_client_ca is None:
         event("anyone who reaches this port may ask", logging.WARNING, hint="--api-key-file, --tls-client-ca")
@@ -111,23 +95,23 @@ def run(settings: Settings, binding: Binding) -> int:
     """
     settings = settle(settings, binding)
     check_tls(binding)
-    listeners = [bind(binding.host, binding.port)]
+    ports = [bind(binding.host, binding.port)]
     if binding.admin_port is not None:
-        listeners.append(bind(binding.host, binding.admin_port))
+        ports.append(bind(binding.host, binding.admin_port))
     if binding.workers > 1:
         from lipdeploy.serve.workers import supervise
 
-        return supervise(settings, binding, listeners)
-    return run_process(Service(settings), binding, listeners)
+        return supervise(settings, binding, ports)
+    return run_process(Service(settings), binding, ports)
 
 
-def run_process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any = None) -> int:
+def run_process(service: Service, binding: Binding, ports: Sequence[Port], extra: Any = None) -> int:
     """Serve with this process alone, or as one of several: ``extra`` is what such a one holds open meanwhile.
 
     The exit code; does not return where a proof is still running then, but ends the process with it.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code = runner.run(_process(service, binding, listeners, extra))
+        code = runner.run(_process(service, binding, ports, extra))
     if still_verifying():
         _end_process(code)
     return code
@@ -142,17 +126,15 @@ def _end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-async def _process(service: Service, binding: Binding, listeners: Sequence[socket.socket], extra: Any) -> int:
+async def _process(service: Service, binding: Binding, ports: Sequence[Port], extra: Any) -> int:
     async with extra if extra is not None else contextlib.nullcontext(), _grpc(service, binding):
-        public = Server(service, binding, "all" if binding.admin_port is None else "public")
-        servers = [(public, listeners[0])]
-        if binding.admin_port is not None:
-            servers.append((Server(service, binding, "admin"), listeners[1]))
-        _watch_signals(service, [server for server, _ in servers])
+        surfaces = ["all"] if binding.admin_port is None else ["public", "admin"]
+        servers = [Server(service, binding, surface, port) for surface, port in zip(surfaces, ports, strict=True)]
+        _watch_signals(service, servers)
         if extra is None:
-            announce(binding, listeners, service.settings)
-        watching = _keep(asyncio.create_task(_give_up(service, [server for server, _ in servers])))
-        await asyncio.gather(*(server.serve(sockets=[listener]) for server, listener in servers))
+            announce(binding, ports, service.settings)
+        watching = _keep(asyncio.create_task(_give_up(service, servers)))
+        await asyncio.gather(*(server.serve(sockets=[server.port.wire]) for server in servers))
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             return int(await watching)
@@ -231,8 +213,8 @@ def check_tls(binding: Binding) -> None:
 class Server(uvicorn.Server):
     """uvicorn, with our signals and our end. ``hurry``: do not wait for a quiet moment."""
 
-    def __init__(self, service: Service, binding: Binding, surface: Any) -> None:
-        self.service = service
+    def __init__(self, service: Service, binding: Binding, surface: Any, port: Port) -> None:
+        self.service, self.port = service, port
         self.hurry = False
         options: dict[str, Any] = {}
         if binding.tls_cert is not None:
@@ -251,7 +233,14 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then begin to verify."""
+        """Listen, then begin to verify. Beside others that listen it is the other way round: of several workers nobody
+        is to meet the one that was just restarted and has nothing to answer with.
+        """
+        while self.port.taken() and not self.service.start().done():
+            await asyncio.sleep(JOIN_SECONDS)
+            if self.should_exit:
+                return
+        self.port.join()
         await super().startup(sockets)
         self.service.start()
 
@@ -270,12 +259,11 @@ class Server(uvicorn.Server):
         limit = began + self.service.settings.drain_seconds
         while not self._quiet(began, limit):
             await asyncio.sleep(0.02)
-        for listener in sockets or []:
-            await self._accept_the_last(listener)
+        if self.port.leave():
+            await self._accept_the_last()
         for server in self.servers:
             server.close()
-        for listener in sockets or []:
-            listener.close()
+        self.port.close()
         while self.server_state.connections and time.perf_counter() < limit and not self.force_exit:
             self._close_idle()
             await asyncio.sleep(0.01)
@@ -297,16 +285,13 @@ class Server(uvicorn.Server):
             return True
         return now - max(began, self.service.last_request) > QUIET_SECONDS
 
-    async def _accept_the_last(self, listener: socket.socket) -> None:
-        """Take every connection that the kernel has completed for us; closing the port would reset them.
-
-        First the port goes deaf (a socket filter that drops everything), so that no new one completes meanwhile.
-        """
-        _go_deaf(listener)
+    async def _accept_the_last(self) -> None:
+        """Take every connection that the kernel completes for us: those whose client has begun."""
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(LAST_HANDSHAKES_SECONDS)
         while True:
             try:
-                connection, _ = listener.accept()
+                connection, _ = self.port.wire.accept()
             except OSError:
                 return
             connection.setblocking(False)
@@ -339,21 +324,6 @@ def _unread(transport: asyncio.Transport) -> bool:
         return False
     finally:
         copy.close()
-
-
-def _go_deaf(listener: socket.socket) -> None:
-    """Linux: drop what arrives at a listening socket (a filter of one instruction, ``return 0``)."""
-    if not sys.platform.startswith("linux"):
-        return
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-    program = struct.pack("HL", 1, ctypes.addressof(instruction))
-    with contextlib.suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _loop_factory() -> Any:

@@ -31,6 +31,7 @@ from lipdeploy.serve import server
 from lipdeploy.serve.agreement import SharedAgreement
 from lipdeploy.serve.asgi import change
 from lipdeploy.serve.logs import LOGGER, configure, event
+from lipdeploy.serve.ports import Port
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import ModelSource, Settings
@@ -42,19 +43,19 @@ POLL_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1
 
 
-def supervise(settings: Settings, binding: server.Binding, listeners: Sequence[socket.socket]) -> int:
+def supervise(settings: Settings, binding: server.Binding, ports: Sequence[Port]) -> int:
     """Run ``binding.workers`` workers until a signal; the worst of their exit codes."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lipdeploy-serve-"))
         stack.enter_context(_kept(folder))
         agreement = SharedAgreement.begin(Path(folder))
-        task = _task(settings, binding, listeners, folder)
+        task = _task(settings, binding, ports, folder)
         stopping: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: stopping.append(number))
-        server.announce(binding, listeners, settings)
-        workers = {index: _start(task, index, listeners) for index in range(binding.workers)}
-        return _watch(workers, task, listeners, stopping, settings, agreement)
+        server.announce(binding, ports, settings)
+        workers = {index: _start(task, index, ports) for index in range(binding.workers)}
+        return _watch(workers, task, ports, stopping, settings, agreement)
 
 
 @contextlib.contextmanager
@@ -84,7 +85,7 @@ def _reopened(settings: Settings, agreement: SharedAgreement) -> bool:
 def _watch(
     workers: dict[int, subprocess.Popen[bytes]],
     task: dict[str, Any],
-    listeners: Sequence[socket.socket],
+    ports: Sequence[Port],
     signals: list[int],
     settings: Settings,
     agreement: SharedAgreement,
@@ -115,7 +116,7 @@ def _watch(
             event("a worker died", logging.ERROR, worker=index, code=code)
             time.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started[index])))
             restarted.add(index)
-            workers[index], started[index] = _start(task, index, listeners), time.monotonic()
+            workers[index], started[index] = _start(task, index, ports), time.monotonic()
         time.sleep(POLL_SECONDS)
     return worst
 
@@ -127,27 +128,25 @@ def _end_code(code: int, *, asked: bool) -> int:
     return server.INTERNAL_ERROR
 
 
-def _task(
-    settings: Settings, binding: server.Binding, listeners: Sequence[socket.socket], folder: str
-) -> dict[str, Any]:
+def _task(settings: Settings, binding: server.Binding, ports: Sequence[Port], folder: str) -> dict[str, Any]:
     models = [[source.name, str(source.path)] for source in settings.models]
     return {
         "settings": {**dataclasses.asdict(settings), "models": models},
         "binding": dataclasses.asdict(binding),
-        "listeners": [listener.fileno() for listener in listeners],
+        "ports": [port.wire.fileno() for port in ports],
         "folder": folder,
         "supervisor": os.getpid(),
         "level": logging.getLevelName(LOGGER.level).lower(),
     }
 
 
-def _start(task: dict[str, Any], index: int, listeners: Sequence[socket.socket]) -> subprocess.Popen[bytes]:
+def _start(task: dict[str, Any], index: int, ports: Sequence[Port]) -> subprocess.Popen[bytes]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited: it waits until the worker can listen
     try:
         worker = subprocess.Popen(
             [sys.executable, "-m", "lipdeploy.serve.workers"],
             stdin=subprocess.PIPE,
-            pass_fds=[listener.fileno() for listener in listeners],
+            pass_fds=[port.wire.fileno() for port in ports],
             start_new_session=True,  # a Ctrl-C reaches the supervisor only, which passes it on once
         )
     finally:
@@ -171,12 +170,12 @@ def main() -> int:
     }
     settings = Settings(**options)
     binding = server.Binding(**task["binding"])
-    listeners = [socket.socket(fileno=number) for number in task["listeners"]]
     folder = Path(task["folder"])
+    ports = [Port(socket.socket(fileno=number), folder / f"{number}.lock") for number in task["ports"]]
     service = Service(settings, SharedAgreement(folder))
     talk = Talk(service, folder, task["index"], binding.workers)
     try:
-        return server.run_process(service, binding, listeners, talk.listening())
+        return server.run_process(service, binding, ports, talk.listening())
     except LipdeployError as error:
         event("a worker cannot serve", logging.ERROR, reason=error.message, hint=error.hint)
         return error.exit_code

@@ -484,19 +484,24 @@ def test_two_workers_are_one_server(net: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced(net: Path) -> None:
-    import os
-
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_dies_is_replaced(net: Path, number: signal.Signals) -> None:
+    """Also one that was told to end by somebody else: it must not close the port behind it as the last one does."""
     with serving(net, "--threads", 1, "--workers", 2) as server:
         _, port = server.listening()
         victim = server.event("ready")["pid"]
         until_ready(port)
-        os.kill(victim, signal.SIGKILL)
+        load = Load(port, 4, keep_alive=False)
+        os.kill(victim, number)
         server.event("a worker died")
+        assert ask(port, "POST", INFER, BODY).status == 200
         until_ready(port)
         assert server.event("ready")["pid"] != victim
         assert ask(port, "POST", INFER, BODY).status == 200
         assert server.stop() == 0
+        load.join()
+        if number == signal.SIGTERM:
+            assert (load.lost, load.strange) == ([], [])
 
 
 @pytest.mark.slow

@@ -90,16 +90,17 @@ def test_the_short_way_was_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch, 
     """Otherwise the comparison above compares nothing."""
     from lipdeploy.serve import Settings, model_sources, server
     from lipdeploy.serve.asgi import App
+    from lipdeploy.serve.ports import bind
 
     ways: list[str] = []
     for name in ("answer_shortly", "_infer"):
         taken = getattr(App, name)
         monkeypatch.setattr(App, name, lambda *a, _taken=taken, _name=name, **k: ways.append(_name) or _taken(*a, **k))
-    listener = server.bind("127.0.0.1", 0)
-    port = listener.getsockname()[1]
+    listener = bind("127.0.0.1", 0)
+    port = listener.wire.getsockname()[1]
     service = server.Service(Settings(models=model_sources([write(tmp_path / "net.onnx", CLASSIFIER)]), threads=1))
-    running = server.Server(service, server.Binding(), "all")
-    thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listener])), daemon=True)
+    running = server.Server(service, server.Binding(), "all", listener)
+    thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listener.wire])), daemon=True)
     thread.start()
     while ask(port, "GET", "/v2/health/ready").status != 200:
         time.sleep(0.02)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,24 @@ import orjson
 
 from lipdeploy.errors import IntegrityError
 
+Digests = Mapping[str, Mapping[str, str]]  # model → version → digest
 OPEN = ""  # instead of a digest: nobody has decided yet
 
 
 class Reopened(Exception):
     """Another load, or an unload, was ordered since this round began: it is void."""
+
+
+def check_same(stated: Digests, found: Digests) -> None:
+    """Raises ``IntegrityError`` where the bytes ``found`` here are not those ``stated`` elsewhere; a version that only
+    one side has counts, since another one would be the newest.
+    """
+    for name, versions in stated.items():
+        here = found.get(name, {})
+        for version in sorted(versions.keys() | here.keys()):
+            one, other = here.get(version, "missing"), versions.get(version, "missing")
+            if one != other:
+                raise IntegrityError(f"{name} version {version}: this node's file is {one}, not {other}")
 
 
 class Agreement:

@@ -18,14 +18,14 @@ from typing import Any
 import ray
 from ray import serve
 
-from lipdeploy.errors import InputError, IntegrityError
+from lipdeploy.errors import InputError
+from lipdeploy.serve.agreement import Digests, check_same
 from lipdeploy.serve.asgi import App, create_app
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.models import digest
 from lipdeploy.serve.settings import ModelSource, Settings, model_sources
 from lipdeploy.verify.source import read_source
 
-Digests = Mapping[str, Mapping[str, str]]
 NAME = "lipdeploy"
 #: Arguments of ``app`` that say how to deploy, not how to serve.
 DEPLOYMENT = ("replicas", "max_replicas", "max_ongoing_requests", "max_queued_requests", "num_cpus")
@@ -131,11 +131,7 @@ class Replica:
         found: dict[str, dict[str, str]] = {name: {} for name in digests}
         for model in self._certified.service.repository.answering():
             found[model.name][model.version] = digest(model.session.verdict)
-        for name, stated in digests.items():
-            for version in stated.keys() | found[name].keys():  # one that is missing here would leave another newest
-                here, there = found[name].get(version, "missing"), stated.get(version, "missing")
-                if here != there:
-                    raise IntegrityError(f"{name} version {version}: this node's file is {here}, not {there}")
+        check_same(digests, found)
 
     def check_health(self) -> None:
         """Ray asks every few seconds and replaces a replica that raises."""

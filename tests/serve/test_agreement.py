@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 import threading
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lipdeploy.errors import IntegrityError
 from lipdeploy.serve import App, Service, Settings, model_sources
-from lipdeploy.serve.agreement import Agreement, Reopened, SharedAgreement
+from lipdeploy.serve.agreement import Agreement, Reopened, SharedAgreement, check_same
 from lipdeploy.serve.repository import Slot
 from tests.serve.conftest import CLASSIFIER, Client, Reply, Serve, json_request, write
 
@@ -379,3 +381,19 @@ def test_an_agreement_that_is_lost_is_not_made_anew(pair: Workers, tmp_path: Pat
     assert pair.labels() == [LABELS[CLASSIFIER], 503]
     assert pair.ask(READY) == [503, 503]
     assert "cannot be read or written" in pair.clients[0].get(READY).json["reason"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "at"),
+    [
+        ({"1": "a", "2": "b"}, {"1": "a", "2": "c"}, "net version 2: this node's file is c, not b"),
+        ({"1": "a", "2": "b"}, {"1": "a"}, "net version 2: this node's file is missing, not b"),
+        ({"1": "a"}, {"1": "a", "2": "b"}, "net version 2: this node's file is b, not missing"),
+        ({"1": "a"}, None, "net version 1: this node's file is missing, not a"),
+    ],
+)
+def test_a_node_with_other_versions_is_named(stated: dict[str, str], found: dict[str, str] | None, at: str) -> None:
+    """What every replica on Ray compares before it answers: its newest version must be that of all."""
+    check_same({"net": stated}, {"net": dict(stated)})
+    with pytest.raises(IntegrityError, match=f"^{re.escape(at)}$"):
+        check_same({"net": stated}, {} if found is None else {"net": found})

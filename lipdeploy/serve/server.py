@@ -35,7 +35,7 @@ from lipdeploy.serve.settings import Settings, is_loopback
 
 QUIET_SECONDS = 0.5
 HANG_UP_SECONDS = 0.1  # for those to end who are told that their client has gone
-JOIN_SECONDS = 0.05
+TURN_SECONDS = 0.05
 LAST_HANDSHAKES_SECONDS = 0.1
 INTERNAL_ERROR = 5
 
@@ -127,10 +127,14 @@ def _end_process(code: int) -> NoReturn:
 
 
 async def _process(service: Service, binding: Binding, ports: Sequence[Port], extra: Any) -> int:
-    async with extra if extra is not None else contextlib.nullcontext(), _grpc(service, binding):
-        surfaces = ["all"] if binding.admin_port is None else ["public", "admin"]
-        servers = [Server(service, binding, surface, port) for surface, port in zip(surfaces, ports, strict=True)]
-        _watch_signals(service, servers)
+    surfaces = ["all"] if binding.admin_port is None else ["public", "admin"]
+    servers = [Server(service, binding, surface, port) for surface, port in zip(surfaces, ports, strict=True)]
+    _watch_signals(service, servers)
+    async with contextlib.AsyncExitStack() as stack:
+        if extra is not None:
+            await stack.enter_async_context(extra)
+            await _turn(service, servers)
+        await stack.enter_async_context(_grpc(service, binding))
         if extra is None:
             announce(binding, ports, service.settings)
         watching = _keep(asyncio.create_task(_give_up(service, servers)))
@@ -140,6 +144,16 @@ async def _process(service: Service, binding: Binding, ports: Sequence[Port], ex
             return int(await watching)
         event("stopped", inflight=service.inflight)
         return 0
+
+
+async def _turn(service: Service, servers: Sequence[Server]) -> None:
+    """Beside others that listen, verify first: nobody is to meet the worker that was just restarted, and has nothing to
+    answer with.
+    """
+    while all(server.port.taken() and not server.should_exit for server in servers):
+        if service.start().done():
+            return
+        await asyncio.sleep(TURN_SECONDS)
 
 
 def _grpc(service: Service, binding: Binding) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -233,13 +247,7 @@ class Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then begin to verify. Beside others that listen it is the other way round: of several workers nobody
-        is to meet the one that was just restarted and has nothing to answer with.
-        """
-        while self.port.taken() and not self.service.start().done():
-            await asyncio.sleep(JOIN_SECONDS)
-            if self.should_exit:
-                return
+        """Listen, then begin to verify."""
         self.port.join()
         await super().startup(sockets)
         self.service.start()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +18,33 @@ from lipdeploy.serve.metrics import Metrics
 from lipdeploy.serve.models import ModelVersion
 from lipdeploy.serve.oip import read_parameters
 from lipdeploy.serve.problems import RequestProblem
-from lipdeploy.serve.settings import Settings
-from lipdeploy.verify.rounding import fraction_down, read_exactly
+from lipdeploy.serve.settings import Settings, read_setting
 
 Array = np.ndarray[Any, Any]
 
 
-def _limit(given: Any) -> float:
-    """A limit is rounded down where it is text; ``ValueError`` for text that spells no number."""
-    if not isinstance(given, str):
-        return float(given)
-    exact = read_exactly(given)
-    if exact is None:
-        raise ValueError(given)
-    return fraction_down(exact)
-
-
-#: Settings that a host passes on as text, with what reads them.
-READERS: Mapping[str, Any] = {
-    "norm": str, "max_lipschitz": _limit, "certify": str, "epsilon": checked_epsilon, "threads": int,
-    "max_batch_rows": int,
-}  # fmt: skip
+#: The settings of a model that is not served by us.
+NAMES = ("norm", "max_lipschitz", "certify", "epsilon", "threads", "max_batch_rows")
 
 
 class EmbeddedModel:
     """``CertifiedSession`` with the answers of ``lipdeploy serve``: same outputs, parameters and request checks.
 
     ``settings`` are those of ``Settings`` (norm, max_lipschitz, certify, epsilon, threads, max_batch_rows), as numbers
-    or text. Everything that can fail does so here, so that the host never calls an unproven model ready. Raises as
-    ``CertifiedSession`` does, and ``InputError`` for an unknown setting. Thread-safe.
+    or text; calls with more than ``max_batch_rows``, or than a file's fixed batch, are answered in parts. Everything
+    that can fail does so here, so that the host never calls an unproven model ready. Raises as ``CertifiedSession``
+    does, and ``InputError`` for an unknown setting. Thread-safe.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str, version: str = "1", **settings: Any) -> None:
-        chosen = Settings(models=(), **_read(settings))
+        unknown = set(settings) - set(NAMES)
+        if unknown:
+            raise InputError(f"unknown settings {sorted(unknown)}", hint=f"there are {', '.join(NAMES)}")
+        chosen = Settings(models=(), **{name: read_setting(name, value) for name, value in settings.items()})
         self._epsilon = None if chosen.epsilon is None else checked_epsilon(chosen.epsilon)
         self._model = ModelVersion(name, version, Path(path), chosen, Metrics())
         self.session = self._model.session
-        self.inputs = self._model.inputs
+        self.inputs = tuple(replace(spec, shape=(None, *spec.shape[1:])) for spec in self._model.inputs)
         self.outputs = self._model.outputs
         self.default_outputs = self._model.default_outputs
         self.parameters: Mapping[str, str] = self._model.parameters
@@ -78,26 +69,17 @@ class EmbeddedModel:
         if rows == 0:
             raise InputError("every input must have at least one row")
         epsilon = asked.get("epsilon", self._epsilon)
-        columns = self._columns(feeds, epsilon, rows)
-        return {name: columns(name) for name in names or self.default_outputs}
+        most = self._model.rows_at_once
+        parts = [
+            self._columns({name: array[begin : begin + most] for name, array in feeds.items()}, epsilon)
+            for begin in range(0, rows, most)
+        ]
+        return {name: np.concatenate([part(name) for part in parts]) for name in names or self.default_outputs}
 
-    def _columns(self, feeds: Mapping[str, Array], epsilon: float | None, rows: int) -> Any:
+    def _columns(self, feeds: Mapping[str, Array], epsilon: float | None) -> Callable[[str], Array]:
+        rows = len(next(iter(feeds.values())))
         result = self._model.program.run(feeds, epsilon)
         if not isinstance(result, Rows):
             return lambda name: result.y[:rows]
-        certified = (result.exact_radius > 0.0) & (result.exact_radius >= (epsilon or 0.0))
-        made = {"certified": certified, "abstain": ~certified}
+        made = {"certified": result.certified(epsilon), "abstain": result.abstain(epsilon)}
         return lambda name: (made[name] if name in made else getattr(result, name))[:rows]
-
-
-def _read(settings: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = set(settings) - set(READERS)
-    if unknown:
-        raise InputError(f"unknown settings {sorted(unknown)}", hint=f"there are {', '.join(READERS)}")
-    read = {}
-    for name, value in settings.items():
-        try:
-            read[name] = READERS[name](value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name}: {value!r} is not a number") from error
-    return read

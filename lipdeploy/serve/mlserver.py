@@ -21,7 +21,7 @@ from mlserver.utils import get_model_uri
 
 from lipdeploy.errors import LipdeployError
 from lipdeploy.serve.embedded import EmbeddedModel
-from lipdeploy.serve.oip import arrays_of, no_guarantees
+from lipdeploy.serve.oip import arrays_of, is_ours, no_guarantees
 from lipdeploy.serve.problems import RequestProblem, of_failure
 from lipdeploy.serve.settings import MODEL_FILE
 
@@ -46,7 +46,7 @@ class CertifiedRuntime(MLModel):  # type: ignore[misc]  # mlserver is installed 
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Label, radius, certified, abstain (or what was asked for) for every row."""
-        own = {name: value for name, value in _named(payload.parameters).items() if name.startswith("lipdeploy_")}
+        own = {name: value for name, value in _named(payload.parameters).items() if is_ours(name)}
         names = [output.name for output in payload.outputs] if payload.outputs else None
         try:
             arrays = arrays_of([_fields(tensor) for tensor in payload.inputs])

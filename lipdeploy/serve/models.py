@@ -156,8 +156,9 @@ class ModelVersion:
         self._count(metrics)
         self.program = Program(self.session, self.counts, metrics, name, version)
         self.fixed_rows, self.adaptive = self.program.fixed_rows, self.program.adaptive
+        self.rows_at_once = settings.max_batch_rows if self.fixed_rows is None else self.fixed_rows
         limits = Limits(
-            settings.max_batch_rows if self.fixed_rows is None else self.fixed_rows,
+            self.rows_at_once,
             settings.max_queue_rows, settings.max_queue_bytes, settings.batch_delay_seconds, settings.inline_seconds,
         )  # fmt: skip
         self.batcher = Batcher(self.program.run, limits, self.program, executor)

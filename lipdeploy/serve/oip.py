@@ -234,11 +234,16 @@ def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
             found["certificate"] = _digest(value)
         elif name == "timeout":
             found["timeout"] = _timeout(value)
-        elif name.startswith(PREFIX):
+        elif is_ours(name):
             raise bad(f"unknown parameter '{name}'; there are lipdeploy_epsilon and lipdeploy_require_certificate")
         elif name in ("sequence_id", "sequence_start", "sequence_end") and value not in (0, "", False):
             raise bad("sequences are not offered")
     return found
+
+
+def is_ours(name: str) -> bool:
+    """Whether a parameter is meant for us, also where a capital or a hyphen is none of ours."""
+    return name.lower().replace("-", "_").startswith(PREFIX)
 
 
 def epsilon(value: Any) -> float:
@@ -296,7 +301,7 @@ def _parameters(content: Mapping[str, Any], what: str) -> dict[str, Any]:
 def no_guarantees(names: Iterable[str], what: str) -> None:
     """Raise for a parameter that is one of the whole request: elsewhere it would be lost, and a guarantee with it."""
     for name in names:
-        if name.startswith(PREFIX):
+        if is_ours(name):
             raise bad(f"'{name}' of {what} belongs into the parameters of the request")
 
 

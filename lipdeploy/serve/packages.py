@@ -18,6 +18,7 @@ from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN
 from lipdeploy.serve.settings import MODEL_FILE, MODEL_NAME
 from lipdeploy.verify import Verdict, certificate, verify_source, version
+from lipdeploy.verify.rounding import shortest_down, shortest_up
 from lipdeploy.verify.source import Source, read_source
 
 CERTIFICATE_FILE = certificate.certificate_path(MODEL_FILE).name
@@ -37,6 +38,12 @@ class Contents:
     source: Source
     verdict: Verdict
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings_as_text(self) -> dict[str, str]:
+        """In digits that are read back as the same numbers: limits are rounded down there, radii up."""
+        written = {"max_lipschitz": shortest_up, "epsilon": shortest_down}
+        return {key: written.get(key, str)(value) for key, value in self.settings.items()}
 
     @property
     def classes(self) -> bool:
@@ -161,7 +168,6 @@ spec:
       autoSelect: true
   protocolVersions:
     - v2
-    - grpc-v2
   containers:
     - name: kserve-container
       image: {image}
@@ -232,7 +238,7 @@ and asks for no key: leave the door to the mesh or the gateway, or add `--api-ke
 
 def kserve(given: Contents, image: str, storage: str) -> Files:
     """Manifests for KServe, a Dockerfile, and the folder ``model`` to be put at ``storage``."""
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.settings.items()]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.settings_as_text.items()]
     arguments = "".join(f"        - {json.dumps(flag)}\n" for flag in flags)
     name = given.name.lower().replace("_", "-").replace(".", "-").strip("-") or "model"
     own = {

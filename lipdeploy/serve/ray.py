@@ -7,7 +7,6 @@ model's files from its own node and refuses to start when they are not the bytes
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -23,13 +22,12 @@ from lipdeploy.serve.agreement import Digests, check_same
 from lipdeploy.serve.asgi import App, create_app
 from lipdeploy.serve.logs import event
 from lipdeploy.serve.models import digest
-from lipdeploy.serve.settings import ModelSource, Settings, model_sources
+from lipdeploy.serve.settings import ModelSource, Settings, model_sources, read_setting
 from lipdeploy.verify.source import read_source
 
 NAME = "lipdeploy"
 #: Arguments of ``app`` that say how to deploy, not how to serve.
 DEPLOYMENT = ("replicas", "max_replicas", "max_ongoing_requests", "max_queued_requests", "num_cpus")
-NUMBERS = {field.name: str(field.type) for field in dataclasses.fields(Settings)}
 HEALTH_SECONDS = 5.0
 SHUTDOWN_SECONDS = 30.0
 
@@ -57,19 +55,9 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
 def _setting(name: str, value: Any) -> Any:
     """A setting that may have come as text from ``serve run``."""
-    kind = NUMBERS.get(name)
-    if kind is None or name in ("models", "admin", "admin_keys", "fail_fast"):
-        raise InputError(f"unknown argument '{name}'", hint=f"models, name, {', '.join(DEPLOYMENT)}, or a setting")
-    try:
-        if kind.startswith("int"):
-            return int(value)
-        if kind.startswith("float"):
-            return None if value is None else float(value)
-        if kind == "bool":
-            return {"true": True, "false": False}[str(value).lower()]
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{name}={value!r}: expected {kind}") from error
-    return tuple(value.split(",")) if kind.startswith(("tuple", "Sequence")) and isinstance(value, str) else value
+    if name in ("models", "admin", "admin_keys", "fail_fast"):
+        raise InputError(f"'{name}' is not offered here", hint="Ray has its own way to load, and to give up")
+    return read_setting(name, value)
 
 
 def _digests(sources: Sequence[ModelSource]) -> dict[str, dict[str, str]]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lipdeploy.errors import InputError
+from lipdeploy.runtime.prediction import checked_epsilon
+from lipdeploy.runtime.session import MODES
+from lipdeploy.verify.norms import norm_pair
+from lipdeploy.verify.rounding import fraction_down, read_exactly
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}", re.ASCII)
 VERSION = re.compile(r"[1-9]\d{0,17}", re.ASCII)
@@ -83,10 +89,59 @@ class Settings:
         for name in ("batch_delay_seconds", "inline_seconds", "body_seconds", "drain_seconds"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        norm_pair(self.norm)
+        if self.epsilon is not None:
+            checked_epsilon(self.epsilon)
+        if self.max_lipschitz is not None and not 0.0 < self.max_lipschitz < math.inf:
+            raise InputError(f"max_lipschitz must be finite and positive, got {self.max_lipschitz!r}")
+        if self.certify not in MODES:
+            raise InputError(f"certify = {self.certify!r} is not a mode", hint=f"one of {', '.join(MODES)}")
         names = [source.name for source in self.models]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"two models are called {', '.join(twice)}", hint="give one of them as NAME=PATH")
+
+
+def read_setting(name: str, given: Any) -> Any:
+    """A field of ``Settings`` from a number or from the text that a host passes on. Text is read exactly: an epsilon is
+    rounded up and a limit down, words with commas are several. Raises ``InputError``.
+    """
+    kinds = {field.name: str(field.type) for field in fields(Settings)}
+    if name not in kinds:
+        raise InputError(f"unknown setting '{name}'", hint=f"there are {', '.join(sorted(kinds))}")
+    try:
+        return _read(name, kinds[name], given)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{name}: {given!r} is not of the kind {kinds[name]}") from error
+
+
+def _read(name: str, kind: str, given: Any) -> Any:
+    if given is None and kind.endswith("None"):
+        return None
+    if kind == "bool":
+        return {"true": True, "false": False}[str(given).lower()]
+    if kind.startswith(("tuple", "Sequence")):
+        return tuple(given.split(",") if isinstance(given, str) else given)
+    if isinstance(given, bool):
+        raise TypeError
+    if kind.startswith("int"):
+        if not isinstance(given, str) and given != int(given):
+            raise ValueError
+        return int(given)
+    if name == "epsilon":
+        return checked_epsilon(given)
+    if kind.startswith("float"):
+        return _limit(given)
+    return str(given)
+
+
+def _limit(given: Any) -> float:
+    if not isinstance(given, str):
+        return float(given)
+    exact = read_exactly(given)
+    if exact is None:
+        raise ValueError(given)
+    return fraction_down(exact)
 
 
 def model_sources(given: Iterable[str | os.PathLike[str]], name: str | None = None) -> tuple[ModelSource, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.errors import LipdeployError
-from lipdeploy.serve.embedded import READERS, EmbeddedModel
+from lipdeploy.serve.embedded import EmbeddedModel
 from lipdeploy.serve.problems import RequestProblem, of_failure
 from lipdeploy.serve.settings import MODEL_FILE
 
@@ -27,11 +27,13 @@ class TritonPythonModel:
     """What Triton's Python backend instantiates; ``model.py`` of the package names it."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Verify the model of this version with the settings in the configuration's ``parameters``."""
+        """Verify the model of this version with the settings in the configuration's ``parameters``. Names in capitals
+        are Triton's own; any other that is no setting fails: with a misspelt limit the gate would be open.
+        """
         config = json.loads(args["model_config"])
         given = {name: entry["string_value"] for name, entry in config.get("parameters", {}).items()}
         folder = Path(args["model_repository"]) / args["model_version"]
-        settings = {name: value for name, value in given.items() if name in READERS}
+        settings = {name: value for name, value in given.items() if not name.isupper()}
         self._model = EmbeddedModel(folder / MODEL_FILE, args["model_name"], args["model_version"], **settings)
         self._batched = int(config.get("max_batch_size", 0)) > 0
 

@@ -56,9 +56,9 @@ def certified(given: Contents, *, batching: bool) -> Files:
         else "Requests run one by one: write the package with `--batching` to let Triton merge them."
     )
     lines = [*_head(given.name, batching), 'backend: "python"']
-    lines += [_tensor("input", spec.name, spec.dtype, spec.shape, batching) for spec in given.verdict.inputs]
+    lines += [_tensor("input", spec.name, spec.dtype, _open(spec.shape), batching) for spec in given.verdict.inputs]
     lines += [_tensor("output", *output, batching) for output in _outputs(given, batching)]
-    lines += [_parameter(key, str(value)) for key, value in given.settings.items()]
+    lines += [_parameter(key, text) for key, text in given.settings_as_text.items()]
     own = {
         f"{given.name}/config.pbtxt": _text(lines),
         f"{given.name}/README.md": CERTIFIED_README.format(name=given.name, shapes=shapes).encode(),
@@ -71,6 +71,9 @@ def logits_only(given: Contents, *, mount: str, batching: bool, library: Callabl
     """The repository for the ONNX Runtime backend; ``mount`` is where the container sees it."""
     output = given.verdict.output
     assert output is not None  # a verified verdict has one
+    if batching and given.verdict.inputs[0].shape[0] is not None:
+        hint = "export with an open batch, or leave --batching out"
+        raise InputError(f"--batching: the file's batch is fixed at {given.verdict.inputs[0].shape[0]}", hint=hint)
     lines = [*_head(given.name, batching), 'backend: "onnxruntime"']
     specs = [("input", spec) for spec in given.verdict.inputs] + [("output", output)]
     lines += [_tensor(kind, spec.name, spec.dtype, spec.shape, batching) for kind, spec in specs]
@@ -104,9 +107,14 @@ def _outputs(given: Contents, batching: bool) -> Sequence[tuple[str, Any, Sequen
     output = given.verdict.output
     assert output is not None  # a verified verdict has one
     if not given.classes:
-        return [("y", output.dtype, output.shape)]
+        return [("y", output.dtype, _open(output.shape))]
     row: tuple[int | None, ...] = (None, 1) if batching else (None,)
-    return [(name, kind, output.shape if name == "logits" else row) for name, kind in CLASS_OUTPUTS.items()]
+    return [(name, kind, _open(output.shape) if name == "logits" else row) for name, kind in CLASS_OUTPUTS.items()]
+
+
+def _open(shape: Sequence[int | None]) -> Sequence[int | None]:
+    """Any number of rows, also where the file's batch is fixed: we fill it up."""
+    return (None, *shape[1:])
 
 
 def _tensor(kind: str, name: str, dtype: Any, shape: Sequence[int | None], batching: bool) -> str:

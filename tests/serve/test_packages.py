@@ -77,6 +77,46 @@ def test_a_triton_repository_without(write: Write, tmp_path: Path) -> None:
     assert "No answer carries a guarantee" in (tmp_path / "r/net/README.md").read_text()
 
 
+def test_a_fixed_batch_inside_triton(write: Write, tmp_path: Path) -> None:
+    """The Python backend fills batches up; the ONNX backend cannot."""
+    words = ["package", "triton", str(write(FIXED)), "-o"]
+    assert main([*words, str(tmp_path / "python")]) == 0
+    assert 'name: "x" data_type: TYPE_FP32 dims: [ -1, 2 ]' in (tmp_path / "python/net/config.pbtxt").read_text()
+    assert main([*words, str(tmp_path / "onnx"), "--backend", "onnxruntime"]) == 0
+    assert 'name: "x" data_type: TYPE_FP32 dims: [ 4, 2 ]' in (tmp_path / "onnx/net/config.pbtxt").read_text()
+    assert main([*words, str(tmp_path / "merged"), "--backend", "onnxruntime", "--batching"]) == 2
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.7500000000000001, 1 / 3, 2.0**60, 123456.7])
+def test_numbers_reach_the_host_unchanged(limit: float, write: Write) -> None:
+    """Text is rounded down there for a limit and up for a radius: what is written must survive that."""
+    from lipdeploy.serve.packages import Contents, contents
+    from lipdeploy.serve.settings import read_setting
+
+    proven = contents(write())
+    given = Contents("net", proven.source, proven.verdict, {"max_lipschitz": limit, "epsilon": limit})
+    assert {name: read_setting(name, text) for name, text in given.settings_as_text.items()} == given.settings
+
+
+def test_triton_takes_no_setting_that_we_do_not_know(write: Write, tmp_path: Path) -> None:
+    """A misspelt limit is no limit."""
+    from lipdeploy.serve.triton import TritonPythonModel
+
+    assert main(["package", "triton", str(write()), "-o", str(tmp_path)]) == 2  # not empty
+    assert main(["package", "triton", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "r")]) == 0
+    about = {"model_repository": str(tmp_path / "r/net"), "model_version": "1", "model_name": "net"}
+
+    def load(**parameters: str) -> None:
+        given = {name: {"string_value": value} for name, value in parameters.items()}
+        TritonPythonModel().initialize({**about, "model_config": json.dumps({"parameters": given})})
+
+    load(max_lipschitz="1", EXECUTION_ENV_PATH="/somewhere")
+    with pytest.raises(LimitExceeded):
+        load(max_lipschitz="0.5")
+    with pytest.raises(InputError, match="max_lipshitz"):
+        load(max_lipshitz="0.5")
+
+
 def test_an_mlserver_folder(write: Write, tmp_path: Path) -> None:
     assert main(["package", "mlserver", str(write()), "-o", str(tmp_path / "m"), "--name", "digits"]) == 0
     settings = json.loads((tmp_path / "m/model-settings.json").read_text())
@@ -165,8 +205,22 @@ def test_other_outputs_and_fixed_batches(write: Write) -> None:
     image = EmbeddedModel(write(IMAGE), "image").answer({"x": x}, {})
     assert list(image) == ["y"]
     np.testing.assert_array_equal(image["y"], np.maximum(x, 0.0))
-    answer = EmbeddedModel(write(FIXED), "fixed").answer({"x": np.ones((4, 2), np.float32)}, {})
-    assert answer["label"].shape == (4,)
+    fixed, session = EmbeddedModel(write(FIXED), "fixed"), CertifiedSession(str(write(name="open.onnx")))
+    for rows in (1, 4, 5, 9):
+        x = np.random.default_rng(rows).standard_normal((rows, 2)).astype(np.float32)
+        answer = fixed.answer({"x": x}, {}, ["label", "logits", "certified"])
+        np.testing.assert_array_equal(answer["label"], session.predict(x).label)
+        assert answer["logits"].shape == (rows, 2)
+
+
+def test_an_embedded_model_keeps_to_its_largest_batch(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = EmbeddedModel(write(), "net", max_batch_rows="4"), []
+    run = model._model.program.run
+    monkeypatch.setattr(
+        model._model.program, "run", lambda feeds, *given: (seen.append(len(feeds["x"])), run(feeds, *given))[1]
+    )
+    assert len(model.answer({"x": np.ones((9, 2), np.float32)}, {})["label"]) == 9
+    assert seen == [4, 4, 1]
 
 
 def test_what_an_embedded_model_refuses(write: Write) -> None:
@@ -186,6 +240,8 @@ def test_what_an_embedded_model_refuses(write: Write) -> None:
     for parameters in (
         {"lipdeploy_epsilon": -1},
         {"lipdeploy_epsylon": 1},
+        {"Lipdeploy_epsilon": 1},
+        {"lipdeploy-epsilon": 1},
         {"lipdeploy_require_certificate": "0" * 64},
     ):
         with pytest.raises(RequestProblem):
@@ -203,3 +259,30 @@ def test_settings_in_text_are_read_exactly(write: Write) -> None:
     for setting in ({"epsilon": "much"}, {"max_lipschitz": "none"}):
         with pytest.raises(InputError, match=r"much|none"):
             EmbeddedModel(write(), "net", **setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("max_body_bytes", "7", 7), ("max_body_bytes", 7.0, 7), ("max_body_bytes", 1.9, None), ("threads", True, None),
+        ("threads", None, None), ("epsilon", True, None), ("access_log", "True", True), ("access_log", "maybe", None),
+        ("providers", "a,b", ("a", "b")), ("drain_seconds", "2.5", 2.5), ("drain_seconds", "soon", None),
+        ("max_lipshitz", "1", None), ("norm", "linf", "linf"),
+    ],
+)  # fmt: skip
+def test_settings_from_a_host(name: str, given: object, read: object) -> None:
+    from lipdeploy.serve.settings import read_setting
+
+    if read is None and given is not None:
+        with pytest.raises(InputError, match=name):
+            read_setting(name, given)
+    else:
+        assert read_setting(name, given) == read
+
+
+@pytest.mark.parametrize("setting", [{"norm": "l7"}, {"epsilon": float("nan")}, {"max_lipschitz": float("nan")}])
+def test_settings_that_make_no_sense_fail_before_a_server_starts(setting: dict[str, object]) -> None:
+    from lipdeploy.serve.settings import Settings
+
+    with pytest.raises(InputError):
+        Settings(models=(), **setting)  # type: ignore[arg-type]

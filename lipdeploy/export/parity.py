@@ -113,8 +113,9 @@ def _hint(ours: Array, difference: float) -> str:
     """What a difference of this size usually comes from, and what to do."""
     if ours.dtype == np.float64 and difference <= NARROWED * max(1.0, float(largest_in_rows(ours).max(initial=0.0))):
         return (
-            "torch writes Python numbers (x * 0.1) and ONNX keeps attributes (LeakyReLU's slope) in float32; make them "
-            "float64 tensors in the network, or pass tolerance=1e-6 (--tolerance 1e-6)"
+            "torch writes Python numbers (x * 0.1, those inside GELU, CELU, SELU and Hardswish too) and ONNX keeps "
+            "attributes (LeakyReLU's slope) in float32; make yours float64 tensors in the network, export with "
+            "dtype='float32' (--dtype float32), or pass tolerance=1e-6 (--tolerance 1e-6)"
         )
     return (
         "a layer behaves differently in evaluation mode, or its hook or adapter computes something else; "

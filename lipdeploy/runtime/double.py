@@ -30,7 +30,7 @@ NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 KERNELS = frozenset(
     """
     Abs Add And BatchNormalization Cast CastLike Clip Concat ConstantOfShape DepthToSpace Div Dropout Einsum Equal
-    Exp Expand Flatten Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
+    Exp Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual Identity IsInf IsNaN Less
     LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mul Neg Not Or Pad Range Reciprocal ReduceL1
     ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Shape Sign
     Size Slice SpaceToDepth Split Sqrt Squeeze Sub Sum Tile TopK Transpose Unsqueeze Where Xor

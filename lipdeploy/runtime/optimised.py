@@ -325,9 +325,7 @@ def _between_floats(node: onnx.NodeProto) -> bool:
 
 
 def _value_of(node: onnx.NodeProto) -> Array:
-    whole = {"value_int", "value_ints"}
-    values = [helper.get_attribute_value(a) for a in node.attribute if a.name in whole]
-    return np.asarray(values[0], np.int64) if values else numpy_helper.to_array(constant_tensor(node))
+    return numpy_helper.to_array(constant_tensor(node))
 
 
 def _short(key: Key) -> Key:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN, attach_functions
@@ -21,6 +22,7 @@ ELEMENT_TYPES = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 )
+WIDENED = "_in_float64"
 Array = np.ndarray[Any, Any]
 
 
@@ -37,6 +39,35 @@ def stored_program(model: onnx.ModelProto) -> onnx.ModelProto:
     complete.CopyFrom(model)
     attach_functions(complete, {_float_type(model)})
     return complete
+
+
+def rewritten_program(model: onnx.ModelProto, output_name: str, own: bool) -> onnx.ModelProto | None:
+    """What stands in for a program in float64 of which ONNX Runtime has no kernels: the same numbers, operators
+    rewritten exactly (``double_model``), inputs of the types that were stored. ``None`` where ``model`` is none.
+    """
+    if _float_type(model) != onnx.TensorProto.DOUBLE:
+        return None
+    program = double_model(model, output_name, own)
+    stored = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    narrow = {value.name for value in program.graph.input if stored[value.name] != value.type.tensor_type.elem_type}
+    for value in program.graph.input:
+        value.type.tensor_type.elem_type = stored[value.name]
+    nodes = [_reading_wide(node, narrow) for node in program.graph.node]
+    used = sorted(
+        narrow & {name.removesuffix(WIDENED) for node in nodes for name in node.input if name.endswith(WIDENED)}
+    )
+    casts = [helper.make_node("Cast", [name], [name + WIDENED], to=onnx.TensorProto.DOUBLE) for name in used]
+    del program.graph.node[:]
+    program.graph.node.extend([*casts, *nodes])
+    return program
+
+
+def _reading_wide(node: onnx.NodeProto, narrow: set[str]) -> onnx.NodeProto:
+    """``node`` with its ``narrow`` inputs in float64; where the file has a Cast, it is that one."""
+    if node.op_type in ("Cast", "Identity") and node.input[0] in narrow:
+        return helper.make_node("Cast", node.input, node.output, node.name, to=onnx.TensorProto.DOUBLE)
+    node.input[:] = [name + WIDENED if name in narrow else name for name in node.input]
+    return node
 
 
 def _float_type(model: onnx.ModelProto) -> int:

@@ -29,7 +29,7 @@ from lipdeploy.runtime.inputs import (
 from lipdeploy.runtime.library import REINSTALL, OperatorLibrary, find_library
 from lipdeploy.runtime.native import Native, native_answers, native_of, native_rule
 from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
-from lipdeploy.runtime.program import stored_program
+from lipdeploy.runtime.program import rewritten_program, stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
 from lipdeploy.runtime.selftest import check_kernels
 from lipdeploy.verify import certificate, verify_source, version
@@ -98,7 +98,7 @@ class CertifiedSession:
         self._engine = Engine(choose(providers), threads, self.library, spinning)
         self._inputs: tuple[TensorSpec, ...] = self.verdict.inputs
         self._output: str = _name_of_output(self.verdict)
-        self._stored = self._open(stored_program(source.proto), "stored program")
+        self._stored = self._open_stored(source.proto)
         self._heads = self.verdict.class_bounds
         self._error_constants()  # where no program's are known, this says it best
         self._double, self._rows_per_run = self._open_double(source.proto)
@@ -235,6 +235,15 @@ class CertifiedSession:
         session = self._engine.open(model, what)
         check_kernels(self._engine, model)
         return session
+
+    def _open_stored(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        try:
+            return self._open(stored_program(model), "stored program")
+        except Refused:  # no kernel for one of its operators
+            program = rewritten_program(model, self._output, self._engine.double_products)
+            if program is None:
+                raise
+        return self._open(program, "stored program, rewritten")
 
     def _open_double(self, model: onnx.ModelProto) -> tuple[onnxruntime.InferenceSession | None, int]:
         """The float64 program, where this mode needs it, and how many rows it takes at a time."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -154,3 +155,7 @@ def test_a_network_of_splines_without_our_operators_is_as_tight(image: bool, tmp
     assert {node.domain for node in onnx.load(plain.path).graph.node} == {""}
     assert plain.verdict.lipschitz_bound == own.verdict.lipschitz_bound
     assert plain.verdict.numeric_error == own.verdict.numeric_error
+    for mode in ("f64", "adaptive", "f32", "network"):
+        one, other = (lip.CertifiedSession(str(result.path), certify=mode).predict(x) for result in (plain, own))
+        np.testing.assert_array_equal(one.label, other.label)
+        np.testing.assert_allclose(one.radius, other.radius, rtol=1e-3)

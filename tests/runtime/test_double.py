@@ -12,7 +12,9 @@ import scipy.signal
 import scipy.special
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from lipdeploy import CertifiedSession
 from lipdeploy.errors import InputError, Refused
 from lipdeploy.runtime.double import double_model, elements_per_row
 
@@ -317,3 +319,32 @@ def test_the_batch_stays_dynamic(one_node, run_plain):
     program = double_model(one_node("Conv", (4, 8, 8), {"w": normal(6, 2, 3, 3)}, group=2, strides=[2, 2]))
     for rows in (1, 2, 17):
         assert run_plain(program, np.zeros((rows, 4, 8, 8))).shape == (rows, 6, 3, 3)
+
+
+@pytest.mark.parametrize("stored", ["FLOAT", "DOUBLE"])
+def test_a_stored_float64_program_without_kernels_is_rewritten(parse, stored):
+    """ONNX Runtime has no Conv and no Softplus in float64. The input may be float32 before a Cast."""
+    kind, cast = ("float", "d = Cast<to=11>(x)") if stored == "FLOAT" else ("double", "d = Identity(x)")
+    model = parse(
+        f"""g ({kind}[N,2,6,6] x) => (double[N,3] y, double[N,4,4,4] other) {{
+            {cast}
+            c = Conv(d, k)
+            s = Softplus(c)
+            other = Relu(s)
+            f = Flatten(s)
+            y = Gemm<transB=1>(f, w)
+        }}""",
+        k=RANDOM.standard_normal((4, 2, 3, 3)) / 8,
+        w=RANDOM.standard_normal((3, 64)) / 32,
+    )
+    x = RANDOM.standard_normal((5, 2, 6, 6)).astype(np.float32 if stored == "FLOAT" else np.float64)
+    expected = ReferenceEvaluator(model).run(["y"], {"x": x})[0]
+    for mode in ("f64", "adaptive", "network"):
+        session = CertifiedSession(model.SerializeToString(), certify=mode, output_name="y")
+        assert session.get_inputs()[0].type == f"tensor({kind})"
+        prediction = session.predict(x)
+        np.testing.assert_array_equal(prediction.label, expected.argmax(axis=1))
+        assert (prediction.radius > 0.0).any()
+        np.testing.assert_allclose(session.run(["y"], {"x": x})[0], expected, rtol=1e-12)
+    with pytest.raises(Refused, match="does not compute in float32"):
+        CertifiedSession(model.SerializeToString(), certify="f32", output_name="y")

@@ -72,6 +72,35 @@ def test_functions_are_recognised_by_their_bodies(functions, tmp_path):
     check_executed(functions, graph, "program")
 
 
+CASTS = """g (float[N,4] x) => (float[N,4] y) {
+    i = Constant<value_int=3>()
+    s = CastLike(i, x)
+    y = Mul(x, s)
+}"""
+
+
+def test_constants_of_whole_numbers_and_casts_to_another_tensors_type(parse, tmp_path):
+    model = parse(CASTS)
+    graph = executed(model, tmp_path / "e.onnx")
+    assert "Cast" in {node.op_type for node in graph.graph.node}
+    check_executed(model, graph, "program")
+
+
+@pytest.mark.parametrize("what", ["type", "number", "operator"])
+def test_a_cast_in_place_of_a_cast_like_is_its_own(parse, tmp_path, what):
+    model = parse(CASTS)
+    graph = executed(model, tmp_path / "e.onnx")
+    cast = next(node for node in graph.graph.node if node.op_type == "Cast")
+    if what == "type":
+        cast.attribute[0].i = onnx.TensorProto.FLOAT16
+    elif what == "operator":
+        cast.op_type = "BitCast"
+    else:
+        graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.int64(4), graph.graph.initializer[0].name))
+    with pytest.raises(IntegrityError):
+        check_executed(model, graph, "program")
+
+
 def test_recomputed_weights_are_noticed(conv_and_scale, tmp_path):
     graph = executed(conv_and_scale, tmp_path / "e.onnx", LEVELS.ORT_ENABLE_BASIC)
     with pytest.raises(IntegrityError, match="program: ONNX Runtime computes with a changed constant"):

@@ -20,6 +20,8 @@ def certify_all(session, batches, epsilon):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     session = CertifiedSession(sys.argv[1], certify="adaptive", threads=1)
     shape = [32 if size is None else size for size in session.inputs[0].shape]
     random = np.random.default_rng(0)

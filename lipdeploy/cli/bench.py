@@ -10,7 +10,7 @@ import click
 
 from lipdeploy.cli import inputs, report
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, json_option, norm_option, positive_number
+from lipdeploy.cli.options import debug_option, graph_output_option, json_option, norm_option, positive_number
 from lipdeploy.cli.predict import MODES
 from lipdeploy.errors import InputError, Refused
 
@@ -45,6 +45,7 @@ def batch_sizes(value: str) -> tuple[int, ...]:
 @click.option("--torch", "target", metavar="TARGET", help="Also time this torch module: as for lipdeploy export.")
 @click.option("--checkpoint", metavar="FILE", help="Weights of the torch module.")
 @norm_option
+@graph_output_option
 @json_option
 @debug_option
 def command(
@@ -57,6 +58,7 @@ def command(
     target: str | None,
     checkpoint: str | None,
     norm: str,
+    graph_output: str | None,
     as_json: bool,
 ) -> int:
     """Time MODEL: certified predictions in every mode, the bare program, the same file without our kernels, torch.
@@ -67,7 +69,7 @@ def command(
     if target is None and checkpoint is not None:
         raise InputError("--checkpoint: weights of what?", hint="--torch TARGET --checkpoint FILE")
     with report.working(f"verifying {model}"):
-        sessions = _sessions(model, norm, certify or MODES, threads)
+        sessions = _sessions(model, certify or MODES, norm=norm, threads=threads, output_name=graph_output)
     given = _given(data, next(iter(sessions.values())))
     if not next(iter(sessions.values())).classes:
         report.note(f"{model}: not a classifier, so there are no predictions to time")
@@ -80,14 +82,14 @@ def command(
     return 0
 
 
-def _sessions(model: str, norm: str, modes: Sequence[str], threads: int) -> dict[str, CertifiedSession]:
+def _sessions(model: str, modes: Sequence[str], **options: Any) -> dict[str, CertifiedSession]:
     """A session for each mode that can answer this model; the reason is noted for the others."""
     from lipdeploy.runtime import CertifiedSession
 
     sessions, problem = {}, None
     for mode in modes:
         try:
-            sessions[mode] = CertifiedSession(model, norm=norm, certify=mode, threads=threads)
+            sessions[mode] = CertifiedSession(model, certify=mode, **options)
         except Refused as refusal:
             report.note(f"{model}: not in mode {mode}: {refusal.message}")
             problem = refusal

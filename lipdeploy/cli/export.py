@@ -24,6 +24,7 @@ from lipdeploy.cli.options import (
 from lipdeploy.errors import InputError, Refused
 
 if TYPE_CHECKING:
+    import numpy as np
     from onnx import ModelProto
 
     from lipdeploy.cli.inputs import Array
@@ -41,7 +42,10 @@ SEED = 0
     "-o", "--output", required=True, metavar="MODEL.onnx", help="Where the model goes; its certificate lies beside it."
 )
 @click.option("--checkpoint", metavar="FILE", help="State dict to load (weights only).")
-@click.option("--input-shape", type=shape, metavar="C,H,W", help="Shape of one sample, without the batch axis.")
+@click.option(
+    "--input-shape", "shapes", type=shape, multiple=True, metavar="C,H,W",
+    help="Shape of one sample, without the batch axis; once for each input.",
+)  # fmt: skip
 @norm_option
 @limit_option
 @click.option(
@@ -80,7 +84,7 @@ def command(
     target: str,
     output: str,
     checkpoint: str | None,
-    input_shape: tuple[int, ...] | None,
+    shapes: tuple[tuple[int, ...], ...],
     norm: str,
     max_lipschitz: float | None,
     normalize: bool,
@@ -107,7 +111,7 @@ def command(
     needs.need("onnxscript", purpose="export", install="lipdeploy[export]")
     names = None if class_names is None else inputs.read_lines(class_names)
     rows = None if samples is None else inputs.read_array(samples)
-    example = _example(input_shape, rows, input_dtype, input_scale, 2 if dynamic_batch else 1)
+    example = _example(shapes, rows, input_dtype, input_scale, 2 if dynamic_batch else 1)
     from lipdeploy.export import export, load_target
 
     with report.working(f"exporting {target}"), _no_exit(target):
@@ -165,25 +169,34 @@ def _no_exit(target: str) -> Iterator[None]:
         raise InputError(f"{target} called sys.exit({problem.code!r})", hint=hint) from problem
 
 
-def _example(shape: tuple[int, ...] | None, rows: Array | None, dtype: str, scale: float | None, batch: int) -> Array:
-    """A batch as a caller would send it: the first samples, or seeded numbers of the expected spread."""
+def _example(
+    shapes: Sequence[tuple[int, ...]], rows: Array | None, dtype: str, scale: float | None, batch: int
+) -> Array | tuple[Array, ...]:
+    """A batch as a caller would send it, one per input: the first samples, or seeded numbers of the expected spread."""
     import numpy as np
 
     if rows is not None:
-        if rows.ndim == 0 or not len(rows) or (shape is not None and rows.shape[1:] != shape):
-            wanted = "" if shape is None else f", --input-shape says {shape} for one sample"
+        if len(shapes) > 1:
+            raise InputError("--samples is for one input", hint="lipdeploy.export(…, samples=…) in Python takes more")
+        if rows.ndim == 0 or not len(rows) or any(rows.shape[1:] != shape for shape in shapes):
+            wanted = "".join(f", --input-shape says {shape} for one sample" for shape in shapes)
             raise InputError(f"--samples: array of shape {rows.shape}{wanted}", hint="axis 0 counts samples")
         return rows[:batch]
-    if shape is None:
+    if not shapes:
         raise InputError(
             "neither --input-shape nor --samples says how large the input is", hint="--input-shape 3,32,32"
         )
     random = np.random.default_rng(SEED)
+    drawn = tuple(_drawn(random, (batch, *shape), dtype, scale) for shape in shapes)
+    return drawn if len(drawn) > 1 else drawn[0]
+
+
+def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str, scale: float | None) -> Array:
+    drawn: Array
     if dtype == "uint8":
-        return random.integers(0, 256, (batch, *shape), dtype=np.uint8)
-    drawn = (
-        random.standard_normal((batch, *shape)) if scale is None else random.uniform(0.0, 1.0 / scale, (batch, *shape))
-    )
+        drawn = random.integers(0, 256, shape)
+    else:
+        drawn = random.standard_normal(shape) if scale is None else random.uniform(0.0, 1.0 / scale, shape)
     return drawn.astype(dtype)
 
 

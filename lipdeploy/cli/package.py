@@ -10,7 +10,7 @@ import click
 
 from lipdeploy.cli import report
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, limit_option, norm_option, radius
+from lipdeploy.cli.options import debug_option, graph_output_option, limit_option, norm_option, radius
 from lipdeploy.cli.predict import MODES
 from lipdeploy.errors import InputError
 
@@ -38,6 +38,7 @@ def _common(function: Decorated) -> Decorated:
         click.option("--name", metavar="NAME", help="The model's name [default: the file's stem]."),
         norm_option,
         limit_option,
+        graph_output_option,
         click.option("--certify", type=click.Choice(MODES), help="The program that answers [default: f64]."),
         click.option("--epsilon", type=radius, metavar="R", help="Radius to certify where a request names none."),
         debug_option,
@@ -95,12 +96,12 @@ def kserve(output: str, image: str | None, storage_uri: str | None, **given: Any
     return 0
 
 
-def _verified(model: str, name: str | None, norm: str, **settings: Any) -> Contents:
+def _verified(model: str, name: str | None, norm: str, graph_output: str | None, **settings: Any) -> Contents:
     need("uvicorn", purpose="package", install="lipdeploy[serve]")
     from lipdeploy.serve import packages
 
     with report.working(f"verifying {model}"):
-        return packages.contents(model, name, norm=norm, **settings)
+        return packages.contents(model, name, norm=norm, output_name=graph_output, **settings)
 
 
 def _write(files: Files, output: str, verified: Contents) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lipdeploy.cli.needs import need
-from lipdeploy.cli.options import debug_option, limit_option, norm_option, number, radius
+from lipdeploy.cli.options import debug_option, graph_output_option, limit_option, norm_option, number, radius
 from lipdeploy.errors import InputError
 
 MODES = ("f64", "adaptive", "f32", "network")
@@ -40,6 +40,7 @@ BINDING = ("host", "port", "admin_port", "grpc_port", "tls_cert", "tls_key", "tl
 @click.option("--name", help="Name of the only model (default: the file's stem).")
 @norm_option
 @limit_option
+@graph_output_option
 @click.option(
     "--certify", type=click.Choice(MODES), default="f64", show_default=True,
     help="The program whose answers are certified.",
@@ -92,6 +93,7 @@ def command(models: tuple[str, ...], **given: Any) -> int:
         models=model_sources(models, given["name"]),
         norm=given["norm"],
         max_lipschitz=given["max_lipschitz"],
+        output_name=given["graph_output"],
         certify=given["certify"],
         epsilon=given["epsilon"],
         threads=given["threads"],
@@ -130,6 +132,8 @@ def _over_ray(models: tuple[str, ...], given: dict[str, Any]) -> int:
     from lipdeploy.serve.settings import read_keys
 
     args = {name: given[name] for name in OVER_RAY if given[name] is not None}
+    if given["graph_output"] is not None:
+        args["output_name"] = given["graph_output"]
     args["num_cpus"] = given["threads"] or 1
     if given["api_key_file"]:
         args["api_keys"] = read_keys(given["api_key_file"])

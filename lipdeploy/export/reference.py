@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,8 +77,24 @@ def _run(program: Program, feeds: Sequence[Tensor]) -> tuple[Array, ...]:
         ) from error
     outputs = output if isinstance(output, tuple | list) else (output,)
     if not outputs or not all(isinstance(value, Tensor) for value in outputs):
-        raise InputError(f"the network returns {type(output).__name__}", hint="return a tensor, or a tuple of tensors")
+        raise InputError(f"the network returns {_kind(output)}", hint=_how_to_return(output))
     return tuple(_array(value) for value in outputs)
+
+
+def _kind(output: Any) -> str:
+    """What came in place of tensors, down to the element that is none."""
+    if isinstance(output, tuple | list):
+        strange = [f"{type(value).__name__} at {i}" for i, value in enumerate(output) if not isinstance(value, Tensor)]
+        return (
+            f"a {type(output).__name__} with {', '.join(strange)}" if strange else f"an empty {type(output).__name__}"
+        )
+    return type(output).__name__
+
+
+def _how_to_return(output: Any) -> str:
+    if isinstance(output, Mapping) and output:
+        return f"wrap it in a module that returns a tensor, as output[{next(iter(output))!r}] is"
+    return "wrap it in a module that returns a tensor, or a tuple of tensors"
 
 
 def _array(value: Tensor) -> Array:

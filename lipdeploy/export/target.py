@@ -36,7 +36,13 @@ def load_target(target: str, checkpoint: str | os.PathLike[str] | None = None) -
         return _load_program(Path(target))
     module_name, separator, name = target.rpartition(":")
     if not separator or not module_name or not name:
-        raise InputError(f"cannot read the target {target!r}", hint=f"write it as {FORMS}")
+        weights = target.endswith((".pt", ".pth", ".ckpt", ".safetensors"))
+        hint = (
+            "weights go in by --checkpoint FILE, beside the code that builds the network: "
+            if weights
+            else "write it as "
+        )
+        raise InputError(f"cannot read the target {target!r}", hint=hint + FORMS)
     network = _call(_factory(_import(module_name), name, module_name), target)
     if checkpoint is not None:
         _load_weights(network, Path(checkpoint))
@@ -102,8 +108,16 @@ def _factory(module: ModuleType, name: str, where: str) -> Callable[[], Any] | n
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            known = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-            hint = f"it has: {', '.join(known[:10])}" if known else "define a function that returns the network"
+            known = sorted(
+                (getattr(value, "__module__", "") != module.__name__, label)  # its own before what it imports
+                for label, value in vars(module).items()
+                if callable(value) and not label.startswith("_")
+            )
+            hint = (
+                f"it has: {', '.join(label for _, label in known[:10])}"
+                if known
+                else "define a function that returns the network"
+            )
             raise InputError(f"{where} has no {name!r}", hint=hint)
         found = getattr(found, part)
     if not callable(found):

@@ -24,16 +24,16 @@ Array = np.ndarray[Any, Any]
 
 
 #: The settings of a model that is not served by us.
-NAMES = ("norm", "max_lipschitz", "certify", "epsilon", "threads", "max_batch_rows")
+NAMES = ("norm", "max_lipschitz", "certify", "output_name", "epsilon", "threads", "max_batch_rows")
 
 
 class EmbeddedModel:
     """``CertifiedSession`` with the answers of ``lipdeploy serve``: same outputs, parameters and request checks.
 
-    ``settings`` are those of ``Settings`` (norm, max_lipschitz, certify, epsilon, threads, max_batch_rows), as numbers
-    or text; calls with more than ``max_batch_rows``, or than a file's fixed batch, are answered in parts. Everything
-    that can fail does so here, so that the host never calls an unproven model ready. Raises as ``CertifiedSession``
-    does, and ``InputError`` for an unknown setting. Thread-safe.
+    ``settings`` are those of ``Settings`` (norm, max_lipschitz, certify, output_name, epsilon, threads,
+    max_batch_rows), as numbers or text; calls with more than ``max_batch_rows``, or than a file's fixed batch, are
+    answered in parts. Everything that can fail does so here, so that the host never calls an unproven model ready.
+    Raises as ``CertifiedSession`` does, and ``InputError`` for an unknown setting. Thread-safe.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str, version: str = "1", **settings: Any) -> None:

@@ -143,6 +143,7 @@ class ModelVersion:
         beside = certificate_digest(path)
         self.session = CertifiedSession(
             path, norm=settings.norm, max_lipschitz=settings.max_lipschitz, certify=settings.certify,
+            output_name=settings.output_name,
             providers=settings.providers, threads=settings.threads, spinning=False,  # idle threads sleep
             watch=watch,
         )  # fmt: skip

@@ -31,7 +31,7 @@ INERT = frozenset(("", ".bias", ".bin", ".data", ".onnx_data", ".raw", ".tensor"
 class Contents:
     """What a package is made from: the verified model, and what was asked about its predictions.
 
-    ``settings`` are those of ``EmbeddedModel`` that were given: norm, max_lipschitz, certify, epsilon.
+    ``settings`` are those of ``EmbeddedModel`` that were given: norm, max_lipschitz, certify, output_name, epsilon.
     """
 
     name: str
@@ -80,9 +80,7 @@ def together(*parts: Files) -> Files:
     return files
 
 
-def contents(
-    model: str | os.PathLike[str], name: str | None = None, output_name: str | None = None, **settings: Any
-) -> Contents:
+def contents(model: str | os.PathLike[str], name: str | None = None, **settings: Any) -> Contents:
     """Read and verify ``model`` once. Raises as ``CertifiedSession`` does, and ``InputError`` for an unusable name."""
     chosen = Path(model).stem if name is None else name
     if not MODEL_NAME.fullmatch(chosen):
@@ -92,7 +90,7 @@ def contents(
         source,
         norm=settings.get("norm", "l2"),
         max_lipschitz=settings.get("max_lipschitz"),
-        output_name=output_name,
+        output_name=settings.get("output_name"),
         check_certificate=True,
         method="best",
     )
@@ -153,6 +151,7 @@ def mlserver(given: Contents) -> Files:
 
 # KServe.
 
+OPTIONS = {"output_name": "graph_output"}  # of the command line, where they have another name
 KSERVE_RUNTIME = """\
 apiVersion: serving.kserve.io/v1alpha1
 kind: ServingRuntime
@@ -238,7 +237,7 @@ and asks for no key: leave the door to the mesh or the gateway, or add `--api-ke
 
 def kserve(given: Contents, image: str, storage: str) -> Files:
     """Manifests for KServe, a Dockerfile, and the folder ``model`` to be put at ``storage``."""
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.settings_as_text.items()]
+    flags = [f"--{OPTIONS.get(key, key).replace('_', '-')}={value}" for key, value in given.settings_as_text.items()]
     arguments = "".join(f"        - {json.dumps(flag)}\n" for flag in flags)
     name = given.name.lower().replace("_", "-").replace(".", "-").strip("-") or "model"
     own = {

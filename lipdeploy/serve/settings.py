@@ -49,18 +49,19 @@ class ModelSource:
 class Settings:
     """How to serve ``models``. Seconds, bytes and rows are what the names say.
 
-    ``norm``, ``max_lipschitz``, ``certify``, ``providers`` and ``threads`` (of one call) go to ``CertifiedSession``;
-    ``epsilon`` is the radius asked for where a request names none. A batch takes what is queued when the session is
-    free, up to ``max_batch_rows``; with ``batch_delay_seconds`` a server that was busy just now waits that long for
-    more. Batches expected to take less than ``inline_seconds`` run on the event loop itself. ``max_client_rows``
-    bounds what one client (API key, else address) may have waiting. ``drain_seconds`` is the most time between the
-    signal and the exit. ``admin``: whether load and unload are offered beside inference.
+    ``norm``, ``max_lipschitz``, ``certify``, ``output_name``, ``providers`` and ``threads`` (of one call) go to
+    ``CertifiedSession``; ``epsilon`` is the radius asked for where a request names none. A batch takes what is queued
+    when the session is free, up to ``max_batch_rows``; with ``batch_delay_seconds`` a server that was busy just now
+    waits that long for more. Batches expected to take less than ``inline_seconds`` run on the event loop itself.
+    ``max_client_rows`` bounds what one client (API key, else address) may have waiting. ``drain_seconds`` is the most
+    time between the signal and the exit. ``admin``: whether load and unload are offered beside inference.
     """
 
     models: tuple[ModelSource, ...]
     norm: str = "l2"
     max_lipschitz: float | None = None
     certify: str = "f64"
+    output_name: str | None = None
     epsilon: float | None = None
     providers: Sequence[str] | None = None
     threads: int | None = None

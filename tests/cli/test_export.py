@@ -60,6 +60,20 @@ def leaves():
 
 def number():
     return 3
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 2), nn.Linear(3, 2)
+
+    def forward(self, x, z):
+        return self.first(x) + self.second(z), self.first(x) - self.second(z)
+
+
+def two():
+    torch.manual_seed(0)
+    return Two()
 """
 
 
@@ -110,12 +124,33 @@ def test_text_options_and_the_way_into_predict(cli: Cli, net: Path, tmp_path: Pa
     assert " cat " in predicted.out or " dog " in predicted.out
 
 
+def test_several_inputs_and_outputs_on_the_way_to_a_server(cli: Cli, net: Path, tmp_path: Path) -> None:
+    """One output is named once to each command; the file keeps both."""
+    target, rows = tmp_path / "two.onnx", np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    words = ("--input-shape", "4", "--input-shape", "3")
+    assert cli("export", f"{net}:two", "-o", target, *words).code == 3
+    chosen = ("--graph-output", "output_1")
+    assert cli("export", f"{net}:two", "-o", target, *words, *chosen).code == 0
+    np.savez(tmp_path / "data.npz", input_0=rows, input_1=rows[:, :3])
+    assert cli("predict", target, tmp_path / "data.npz", *chosen).code == 0
+    assert cli("predict", target, tmp_path / "data.npz").code == 3
+    assert cli("package", "triton", target, "-o", tmp_path / "repository").code == 3
+    assert cli("package", "triton", target, "-o", tmp_path / "repository", *chosen).code == 0
+    config = (tmp_path / "repository/two/config.pbtxt").read_text()
+    assert 'key: "output_name" value { string_value: "output_1" }' in config
+    assert cli("package", "kserve", target, "-o", tmp_path / "kserve", *chosen).code == 0
+    assert "--graph-output=output_1" in (tmp_path / "kserve/serving-runtime.yaml").read_text()
+    assert cli("bench", target, "--seconds", "0.01", "--batch", "1", "--certify", "f64", *chosen).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "phrase"),
     [
         (("missing.py:build",), 2, "there is no file missing.py"),
         (("no.such.package:build",), 2, "there is no module 'no'"),
         (("NET",), 2, "cannot read the target"),
+        (("weights.pth",), 2, "weights go in by --checkpoint FILE"),
+        (("NET:two", "--input-shape", "4", "--input-shape", "3", "--samples", "NET"), 2, "net.py"),
         (("NET:nothing",), 2, "has no 'nothing'"),
         (("NET:number",), 2, "returned int"),
         (("NET:needs_an_argument",), 2, "raised TypeError"),

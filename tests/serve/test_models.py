@@ -321,6 +321,16 @@ def test_versions(serve: Serve, tmp_path: Path) -> None:
     assert client.post(INFER, json_request(ROWS)).json["model_version"] == "11"
 
 
+def test_one_of_several_outputs(serve: Serve, tmp_path: Path) -> None:
+    outputs = CLASSIFIER.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, 3] other)")
+    write(tmp_path / "net.onnx", outputs.rstrip().rstrip("}") + "other = Neg (y) }")
+    without = serve([tmp_path / "net.onnx"], wait=False)
+    while "LIP016" not in without.get("/v2/health/ready").json["reason"]:
+        time.sleep(0.01)
+    chosen = serve([tmp_path / "net.onnx"], output_name="other")
+    assert chosen.post(INFER, json_request(ROWS)).tensors()["label"].tolist() == [2]
+
+
 @pytest.mark.parametrize("unloaded", [False, True])
 def test_a_folder_without_versions_brings_none_into_being(serve: Serve, tmp_path: Path, unloaded: bool) -> None:
     write(tmp_path / "net" / "5" / "model.onnx", CLASSIFIER)

@@ -203,12 +203,11 @@ def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str, scal
 def _blocks(result: ExportResult) -> list[report.Block]:
     parity = result.parity
     agreement = "" if parity.argmax_agreement is None else f", {_classes(parity)}"
-    ulp = f" ({parity.max_ulp} ulp)" if result.stored is None else ""
     scaled = [] if result.output_scale == 1.0 else [f"Outputs scaled by {result.output_scale!r}."]
     return [
         verdicts.summary([result.verdict]),
         f"Wrote {result.path} ({result.nodes} nodes, {result.bytes} bytes) and {result.certificate_path}.",
-        f"Differs from torch by {parity.max_abs:.2g}{ulp} on {parity.samples} samples{agreement}.",
+        f"Differs from torch by {parity.max_abs:.2g} on {parity.samples} samples{agreement}.",
         *scaled,
         *_stored(result),
         *verdicts.advice(result.verdict),

@@ -144,7 +144,8 @@ def _converted(array: Array, spec: TensorSpec) -> Array:
 
 def _how_to_convert(dtype: np.dtype[Any]) -> str:
     if dtype.kind not in "iu":
-        return f"convert it yourself: x.astype('{dtype}')"
+        wider = ", or export with input_dtype='float64' (--input-dtype float64)" if dtype == np.float32 else ""
+        return f"convert it yourself: x.astype('{dtype}'){wider}"
     limits = np.iinfo(dtype)
     return f"send whole numbers from {limits.min} to {limits.max}; the network scales them itself"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lipdeploy as lip
+from lipdeploy.errors import Refused
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
 
@@ -136,3 +139,12 @@ def test_torch_stays_quiet(tmp_path, capfd):
     with pytest.raises(lip.InputError):
         lip.export(Branch(), X, tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_attention_is_refused_as_a_layer(tmp_path: Path) -> None:
+    """Not by the first of the operators that it is made of."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(Refused, match="no Lipschitz constant") as caught:
+        lip.export(layer, torch.randn(2, 3, 8), tmp_path / "m.onnx")
+    (refusal,) = caught.value.refusals
+    assert (refusal.code, refusal.node, refusal.op) == ("LIP004", "self_attn", "MultiheadAttention")

@@ -16,10 +16,11 @@ what was exported.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, Refused
 from lipdeploy.export.adapters import copied, orthogonium, torch_layers, torchlip
 from lipdeploy.export.adapters.plugins import plugin
 from lipdeploy.nn import bake
@@ -50,7 +51,7 @@ def replace_layers(root: nn.Module, inside: frozenset[str] = frozenset()) -> nn.
 
     What an adapter returns is baked and searched too, but not for the classes that it stands for (``inside``).
 
-    Raises ``InputError`` naming the layer whose adapter fails or refuses.
+    Raises ``InputError`` naming the layer whose adapter fails, ``Refused`` naming one that nothing can prove.
     """
     replaced: dict[int, nn.Module] = {}
     for path, layer in list(root.named_modules()):
@@ -70,6 +71,8 @@ def _adapted(adapter: Adapter, path: str, layer: nn.Module, inside: frozenset[st
         stand_in = adapter(layer)
     except InputError as error:
         raise InputError(f"{where}: {error}", hint=error.hint) from error
+    except Refused as error:
+        raise Refused([replace(refusal, node=path) for refusal in error.refusals]) from error
     if not isinstance(stand_in, nn.Module):
         raise InputError(
             f"{where}: its adapter returned {type(stand_in).__name__}",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, Refusal, Refused
 
 EXPORT_DOMAIN = "lipdeploy.export"  # exists between capture and tidy only; never in a file
 UNSEEN = 1e-8  # largest jump of a Softplus that is passed over, in units of the larger of 1 and 1/β
@@ -129,6 +129,12 @@ def softplus(layer: nn.Module) -> nn.Module:
     return EmittedSoftplus(layer)
 
 
+def no_attention(layer: nn.Module) -> nn.Module:
+    """Dot-product attention: softmax(QKᵀ)·V of one input has no Lipschitz constant (Kim et al. 2021, theorem 3.1)."""
+    message = "attention multiplies what depends on the input by itself: it has no Lipschitz constant"
+    raise Refused([Refusal("LIP004", "", type(layer).__name__, message)])
+
+
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
@@ -141,6 +147,7 @@ ADAPTERS: Mapping[tuple[str, str], Callable[[nn.Module], nn.Module]] = {
     **{("torch", f"BatchNorm{rank}d"): batch_norm for rank in (1, 2, 3)},
     ("torch", "_BatchNorm"): batch_norm,
     ("torch", "SyncBatchNorm"): batch_norm,
+    ("torch", "MultiheadAttention"): no_attention,
     ("torch", "Softplus"): softplus,
     ("torch", "LogSigmoid"): EmittedLogSigmoid,
     ("torch", "LPPool1d"): l2_pool,

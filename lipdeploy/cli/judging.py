@@ -129,10 +129,10 @@ def _hints(target: Target, request: Request) -> Hints | None:
     from lipdeploy.prove.multipliers import find
     from lipdeploy.verify.certificate import certificate_path, multipliers
 
-    stored = certificate_path(target.path)
-    hints = multipliers(stored) if stored.exists() else None
     try:
-        return hints or find(target.path, target.output_name, request.search_seconds)
+        return multipliers(certificate_path(target.path)) or find(
+            target.path, target.output_name, request.search_seconds
+        )
     except Refused:
         return None  # the verifier says why
 

@@ -57,16 +57,16 @@ def baseline_of(model: str, baseline: str) -> Path:
     from lipdeploy.verify.certificate import certificate_path
 
     path = Path(baseline)
-    if path.suffix != ".json" and path.is_file():
+    if path.suffix != ".json" and os.path.isfile(path):
         raise InputError(f"{path}: not a certificate", hint="a baseline is a .cert.json file, or a folder of them")
-    return path / certificate_path(model).name if path.is_dir() or path.suffix != ".json" else path
+    return path / certificate_path(model).name if os.path.isdir(path) or path.suffix != ".json" else path
 
 
 def load(path: Path) -> dict[str, Any]:
     """The certificate, parsed strictly. ``InputError`` when there is none, ``IntegrityError`` when it is malformed."""
     from lipdeploy.verify import certificate
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         hint = "--update-baseline makes one from what is proven now"
         raise InputError(f"{path}: there is no baseline certificate", hint=hint)
     if not os.access(path, os.R_OK):

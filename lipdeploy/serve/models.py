@@ -122,7 +122,7 @@ class Files:
 def certificate_digest(model: Path) -> str | None:
     """SHA-256 of the certificate beside a model; ``None`` where there is none. Raises ``IntegrityError``."""
     path = certificate.certificate_path(model)
-    return hashlib.sha256(certificate.read_bytes(path)).hexdigest() if path.exists() else None
+    return hashlib.sha256(certificate.read_bytes(path)).hexdigest() if certificate.is_there(path) else None
 
 
 class ModelVersion:

@@ -113,7 +113,7 @@ def verify_source(
     check_arithmetic()
     started = time.perf_counter()
     beside = certificate.certificate_path(source.path)
-    check_certificate = check_certificate and beside.exists()
+    check_certificate = check_certificate and certificate.is_there(beside)
     stored = certificate.multipliers(beside) if check_certificate else None
     hints = stored if hints is None else hints
     nodes = certificate.node_hints(beside) if check_certificate else {}

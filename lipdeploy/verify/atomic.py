@@ -14,8 +14,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises ``InputError`` when the folder cannot be written; an existing file is then untouched.
     """
-    path = path.resolve()  # a symbolic link stays one
-    if path.exists() and not path.is_file():
+    path = Path(os.path.realpath(path))  # a symbolic link stays one, unless it leads to itself
+    if os.path.exists(path) and not path.is_file():
         raise InputError(f"{path}: not a regular file, it would be replaced", hint="choose another path")
     temporary = None
     try:

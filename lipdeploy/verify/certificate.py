@@ -7,6 +7,7 @@ digits between machines.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -55,6 +56,25 @@ def beside(model: str | os.PathLike[str], suffix: str) -> Path:
     if not path.name:
         raise InputError(f"{model}: a folder, not a model file", hint="name the .onnx file")
     return path.with_suffix(suffix)
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything lies at ``path``, a link to nowhere included; in doubt there does, and reading it says more."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG or _is_listed(path)
+    return True
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether the folder has an entry of that name, which may be too long to ask for."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except OSError:
+        return True
 
 
 def stated(value: float) -> float:

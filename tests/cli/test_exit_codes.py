@@ -224,3 +224,12 @@ def test_a_broken_installation_is_5_and_not_1(tmp_path: Path) -> None:
 
 def _path(*first: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*first, ROOT)))}
+
+
+def test_a_model_whose_certificate_has_no_room_for_its_name(cli: Cli, dense: Path) -> None:
+    """255 bytes are what a name may have, and a certificate's is five longer than its model's."""
+    long = dense.rename(dense.with_name("a" * 250 + ".onnx"))
+    assert cli("verify", long).code == 0
+    assert cli("verify", long, "--method", "best", "--search-seconds", "0").code == 0
+    for words in (["--write-certificate"], ["--baseline", dense.parent]):
+        assert cli("verify", long, *words).code == 2

@@ -127,12 +127,10 @@ def _hints(target: Target, request: Request) -> Hints | None:
         report.note(f"{target.path}: multipliers bound the l2 norm, so in {target.norm} the product is what is proven")
         return None
     from lipdeploy.prove.multipliers import find
-    from lipdeploy.verify.certificate import certificate_path, multipliers
+    from lipdeploy.verify.stored import multipliers
 
     try:
-        return multipliers(certificate_path(target.path)) or find(
-            target.path, target.output_name, request.search_seconds
-        )
+        return multipliers(target.path) or find(target.path, target.output_name, request.search_seconds)
     except Refused:
         return None  # the verifier says why
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from numbers import Real
-from pathlib import Path
 from typing import Literal
 
 from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
@@ -21,6 +22,7 @@ from lipdeploy.verify.digest import CLASS_NAMES_KEY, semantic_sha256
 from lipdeploy.verify.norms import norm_pair
 from lipdeploy.verify.progress import NodeHints, Watch
 from lipdeploy.verify.source import Source, read_source
+from lipdeploy.verify.stored import Stored
 from lipdeploy.verify.tighten import Hints, tightened
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec, Verdict
 
@@ -113,18 +115,16 @@ def verify_source(
     check_arithmetic()
     started = time.perf_counter()
     beside = certificate.certificate_path(source.path)
-    check_certificate = check_certificate and certificate.is_there(beside)
-    stored = certificate.multipliers(beside) if check_certificate else None
-    hints = stored if hints is None else hints
-    nodes = certificate.node_hints(beside) if check_certificate else {}
-    hinted = _proven(source, norm, max_lipschitz, output_name, method, hints, nodes, watch)
-    verdict = hinted
-    if nodes and hinted.status != "verified":  # stored hints may cost time, never the limit
-        verdict = _proven(source, norm, max_lipschitz, output_name, method, hints, None, watch)
-    if check_certificate and verdict.status != "refused":
-        hinted = verdict if hinted.status == "refused" else hinted
-        again = method == "lmi" or stored is not (hints if method == "best" else None)
-        verdict = _checked(verdict, hinted, source, beside, stored, nodes, again=again)
+    stored = Stored.read(beside) if check_certificate and certificate.is_there(beside) else None
+    claims = stored.multipliers if stored is not None and hints is None else hints
+
+    def prove(nodes: NodeHints) -> Verdict:
+        return _proven(source, norm, max_lipschitz, output_name, method, claims, nodes, watch)
+
+    verdict = prove({} if stored is None else stored.node_hints)
+    if stored is not None:
+        again = method == "lmi" or stored.multipliers is not (claims if method == "best" else None)
+        verdict = _checked(verdict, prove, source, stored, again=again)
     check_arithmetic()  # a library that was loaded or called on the way may have changed it
     return replace(verdict, elapsed_seconds=time.perf_counter() - started)
 
@@ -193,31 +193,50 @@ def _class_names(source: Source) -> tuple[str, ...]:
 
 
 def _checked(
-    verdict: Verdict,
-    hinted: Verdict,
-    source: Source,
-    path: Path,
-    stored: Hints | None,
-    nodes: NodeHints,
-    *,
-    again: bool,
+    verdict: Verdict, prove: Callable[[NodeHints], Verdict], source: Source, stored: Stored, *, again: bool
 ) -> Verdict:
-    """The verdict, or ``integrity`` when the certificate beside the model contradicts what its own hints prove.
+    """The verdict, or ``integrity`` when the certificate beside the model contradicts what is proven.
 
-    ``hinted`` was proven with the hints for the nodes. ``again``: not with the multipliers, which has to be done first.
+    ``verdict`` was proven with the stored hints for the nodes. They may cost time, but neither the limit nor a true
+    statement: where either fails, everything is proven once more without them.
+    """
+    problem = _contradiction(verdict, source, stored, stored.node_hints, again=again)
+    if stored.node_hints and (problem or verdict.status != "verified"):
+        plain = prove({})
+        if problem or verdict.status == "refused":
+            problem = _contradiction(plain, source, stored, {}, again=again)
+        verdict = min(plain, verdict, key=_size)
+    return verdict if problem is None else replace(verdict, status="integrity", refusals=(problem,))
+
+
+def _size(verdict: Verdict) -> float:
+    return math.inf if verdict.lipschitz_bound is None else verdict.lipschitz_bound.value
+
+
+def _contradiction(
+    verdict: Verdict, source: Source, stored: Stored, nodes: NodeHints, *, again: bool
+) -> Refusal | None:
+    """Why the certificate does not hold beside ``verdict``, which was proven with the hints ``nodes``.
+
+    ``again``: not with the stored multipliers, which has to be done first.
     """
 
     def verdict_in(norm: str, output: str) -> Verdict:
         same = norm == verdict.norm and verdict.output is not None and output == verdict.output.name
-        other = hinted if same and not again else _proven(source, norm, None, output, "best", stored, nodes)
+        other = (
+            verdict if same and not again else _proven(source, norm, None, output, "best", stored.multipliers, nodes)
+        )
         if other.status == "refused":
-            raise IntegrityError(f"{path}: states a bound that cannot be proven: {other.refusals[0]}")
+            raise IntegrityError(f"{stored.path}: states a bound that cannot be proven: {other.refusals[0]}")
         return other
 
+    if verdict.status == "refused":
+        return None
     try:
-        certificate.check(path, certificate.read(path), verdict_in)
+        if stored.problem is not None:
+            raise stored.problem
+        certificate.check(stored.path, stored.content, verdict_in)
     except (IntegrityError, InputError) as error:
         hint = error.hint or "export the model again, or write a new certificate with --write-certificate"
-        refusal = Refusal("LIP022", "", "", error.message, hint)
-        return replace(verdict, status="integrity", refusals=(refusal,))
-    return verdict
+        return Refusal("LIP022", "", "", error.message, hint)
+    return None

@@ -31,7 +31,10 @@ HEAD_ROOM = up(1.0 + 1e-9)
 SAME = 1 + Fraction(1, 10**15)  # 17 decimal digits, rounded up, against the hexadecimal number
 Document = dict[str, Any]
 LARGEST = 2**30
+SHOWN = 3  # keys, in a message
 DECIMAL = re.compile(r"\d{1,400}(\.\d{1,40})?([eE][+-]?\d{1,3})?", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{64}")
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 HEXADECIMAL = re.compile(r"0x[01](\.[0-9a-f]{1,13})?p[+-]\d{1,4}", re.ASCII)
 
 KEYS: Mapping[str, frozenset[str]] = {
@@ -147,10 +150,12 @@ def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
 
 
 def read(path: Path) -> Document:
-    """Parse a certificate strictly: known keys only, none twice. Raises ``IntegrityError``."""
+    """Parse a certificate strictly: UTF-8, the known keys, each once and of its type. Raises ``IntegrityError``."""
     try:
-        content = json.loads(read_bytes(path), object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        text = read_bytes(path).decode()  # json.loads would guess the encoding of bytes
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)
@@ -166,10 +171,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"duplicate key '{next(key for key in keys if keys.count(key) > 1)}'")
-    return dict(pairs)
+    found = dict[str, Any]()
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"duplicate key '{key}'")
+        found[key] = value
+    return found
 
 
 def _no_constant(name: str) -> float:
@@ -182,34 +189,48 @@ def _check_shape(path: Path, content: Any) -> None:
     parts = [("", content), *((key, content.get(key)) for key in ("model", "statement", "verifier"))]
     for name, part in parts:
         if not isinstance(part, dict) or set(part) != KEYS[name]:
-            found = sorted(set(part) ^ KEYS[name]) if isinstance(part, dict) else []
+            found = sorted(set(part) ^ KEYS[name])[:SHOWN] if isinstance(part, dict) else []
             raise IntegrityError(f"{path}: unknown or missing keys in '{name or 'certificate'}': {found}")
     nodes = content["nodes"]
     if not isinstance(nodes, list) or any(not isinstance(n, dict) or set(n) != NODE_KEYS for n in nodes):
         raise IntegrityError(f"{path}: 'nodes' is not a list of nodes with keys {sorted(NODE_KEYS)}")
+    for what, fits in _types(content):
+        if not fits:
+            raise IntegrityError(f"{path}: malformed certificate: {what}", hint="write it again")
 
 
-def multipliers(path: Path) -> dict[str, list[np.ndarray[Any, np.dtype[np.float64]]]] | None:
-    """The multipliers that a certificate stores, by the tensor that their part of the graph ends in. Claims, no more.
+def _types(content: Document) -> Iterator[tuple[str, bool]]:
+    """(what a part has to be, whether it is), for all but the numbers, which are compared."""
+    model, statement, verifier, nodes = (content[key] for key in ("model", "statement", "verifier", "nodes"))
+    digests, ops, time = model["external"], content["ops"], verifier["time"]
+    yield (
+        "a digest is not 64 hexadecimal digits",
+        isinstance(digests, dict)
+        and all(
+            _matches(DIGEST, digest) for digest in (model["file_sha256"], model["semantic_sha256"], *digests.values())
+        ),
+    )
+    yield (
+        "'ops' does not map names to whole numbers",
+        isinstance(ops, dict) and all(type(number) is int and number >= 1 for number in ops.values()),
+    )
+    yield "'norm' and 'output' are not text", _is_text(statement["norm"], statement["output"])
+    yield "a node's name, op or rule is not text", all(_is_text(n["name"], n["op"], n["rule"]) for n in nodes)
+    yield "a node's hints are not an object", all(isinstance(node["hints"], dict) for node in nodes)
+    yield (
+        "'assumptions' is not a list of texts",
+        isinstance(content["assumptions"], list) and _is_text(*content["assumptions"]),
+    )
+    yield "the verifier's version is not text", _is_text(verifier["version"])
+    yield "the verifier's time is no instant", time is None or _matches(INSTANT, time)
 
-    ``None``: none, or nothing readable.
-    """
-    try:
-        rows = {str(node["name"]): node["hints"] for node in read(path)["nodes"] if "multipliers" in node["hints"]}
-        return {
-            name: [np.array([float.fromhex(value) for value in layer], np.float64) for layer in hints["multipliers"]]
-            for name, hints in rows.items()
-        } or None
-    except (IntegrityError, TypeError, ValueError, OverflowError, LookupError):
-        return None
+
+def _is_text(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
-def node_hints(path: Path) -> dict[str, Any]:
-    """What a certificate stores to make each node's proof faster, by node name; nothing where unreadable. Claims."""
-    try:
-        return {str(node["name"]): node["hints"] for node in read(path)["nodes"] if isinstance(node["hints"], dict)}
-    except (IntegrityError, TypeError, LookupError):
-        return {}
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdict]) -> None:
@@ -218,17 +239,18 @@ def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdic
     ``verdict_in(norm, output)`` verifies the same bytes for the certificate's own statement.
     """
     statement = content["statement"]
-    now = verdict_in(str(statement["norm"]), str(statement["output"]))
-    expected = document(now, "")
-    for key in ("file_sha256", "semantic_sha256", "external"):
-        if content["model"][key] != expected["model"][key]:
+    now = verdict_in(statement["norm"], statement["output"])
+    expected = {"file_sha256": now.file_sha256, "external": now.external_sha256, "semantic_sha256": now.semantic_sha256}
+    for key, digest in expected.items():
+        if content["model"][key] != digest:
             raise IntegrityError(
                 f"{path}: the certificate is about other bytes ({key} differs)",
                 hint="the model was changed after it was certified; export or certify it again",
             )
-    for key, fits in (("ops", content["ops"] == expected["ops"]), ("assumptions", are_listed(content["assumptions"]))):
-        if not fits:
-            raise IntegrityError(f"{path}: '{key}' is {content[key]}, for this model it must be {expected[key]}")
+    if content["ops"] != now.operators:
+        raise IntegrityError(f"{path}: 'ops' is {content['ops']}, for this model it must be {dict(now.operators)}")
+    if not are_listed(content["assumptions"]):
+        raise IntegrityError(f"{path}: 'assumptions' is {content['assumptions']}, it must be {list(now.assumptions)}")
     for name, claimed, proven in _claims(path, content, now):
         if not claimed >= proven:
             raise IntegrityError(
@@ -255,7 +277,7 @@ def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, 
             raise ValueError("the list of nodes differs")
         for claimed, node in zip(content["nodes"], now.nodes, strict=True):
             for key, proven in (("gain", node.gain), ("bound_after", node.bound_after)):
-                yield f"{key} of '{node.name}'", _number(claimed[key]), proven.value
+                yield f"{key} of '{node.name}'", _optional(claimed[key]), proven.value
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise IntegrityError(f"{path}: malformed statement: {error}", hint="write it again") from error
 
@@ -265,11 +287,22 @@ def _pair_claims(pairwise: Any, now: Verdict) -> Iterator[tuple[str, float, floa
         raise ValueError("pairwise bounds do not belong to this output")
     if pairwise is None or now.pairwise is None:
         return
-    if [len(row) for row in pairwise] != [len(now.pairwise)] * len(now.pairwise):
+    claimed = _matrix(pairwise, len(now.pairwise))
+    low = np.argwhere(~(claimed >= now.pairwise))
+    for i, j in low[:1].tolist():  # a million claims that hold need not be listed
+        yield f"pairwise[{i}][{j}]", float(claimed[i, j]), float(now.pairwise[i, j])
+
+
+def _matrix(rows: Any, size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``size`` lists of ``size`` numbers; a truth value is no number, nor is what a float64 cannot hold."""
+    if not isinstance(rows, list) or len(rows) != size or any(not isinstance(r, list) or len(r) != size for r in rows):
         raise ValueError("pairwise is not a square matrix of the classes")
-    for i, row in enumerate(pairwise):
-        for j, claimed in enumerate(row):
-            yield f"pairwise[{i}][{j}]", _number(claimed), float(now.pairwise[i, j])
+    if any(not set(map(type, row)) <= {int, float} for row in rows):
+        raise ValueError("pairwise holds what is not a number")
+    matrix = np.array(rows, np.float64)
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError("a stated number is infinite")
+    return matrix
 
 
 def _error_claims(errors: Any, now: Verdict) -> Iterator[tuple[str, float, float]]:
@@ -283,7 +316,7 @@ def _error_claims(errors: Any, now: Verdict) -> Iterator[tuple[str, float, float
             raise ValueError(f"numeric_error of {mode} is not proven, or has other keys")
         yield f"c0 of {mode}", _number(claimed["c0"]), proven.c0
         yield f"c1 of {mode}", _number(claimed["c1"]), proven.c1
-        yield f"1/x_max of {mode}", 1.0 / _number(claimed["x_max"]), 1.0 / proven.x_max
+        yield f"1/x_max of {mode}", 1.0 / _optional(claimed["x_max"]), 1.0 / proven.x_max
 
 
 def _decimal(text: Any) -> Fraction:
@@ -298,9 +331,12 @@ def _hexadecimal(text: Any) -> float:
     return float.fromhex(text)
 
 
+def _optional(value: Any) -> float:
+    """A number; null where nothing is claimed."""
+    return math.inf if value is None else _number(value)
+
+
 def _number(value: Any) -> float:
-    if value is None:
-        return math.inf
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number")
     return _finite(float(value))

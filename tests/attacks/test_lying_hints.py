@@ -119,11 +119,11 @@ def test_lying_hints_prove_nothing_false(name: str, tmp_path: Path) -> None:
     path, content, honest, kernel = written(tmp_path)
     lie(path, content, LIES[name])
     verdict = verify(path)
-    assert verdict.status in ("verified", "integrity"), verdict.refusals
+    assert verdict.status == "verified", verdict.refusals  # the numbers are true: they are proven without the hints
     assert verdict.nodes[0].gain.value >= power_iteration(kernel)
     assert verdict.lipschitz_bound is not None
     assert verdict.lipschitz_bound.value >= honest * (1 - 1e-9) or "twist" in name
-    assert verdict.lipschitz_bound.value <= honest * 1.5 or "shift" in name  # and cost little more than looseness
+    assert verdict.lipschitz_bound.value <= honest * (1 + 2e-9)  # and cost time only
 
 
 @pytest.mark.parametrize("name", sorted(LIES))
@@ -138,11 +138,19 @@ def test_lying_hints_do_not_carry_a_false_statement(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", sorted(LIES))
+def test_lying_hints_do_not_break_a_true_statement_in_another_norm(name: str, tmp_path: Path) -> None:
+    """What is asked is about l1, what is stated about l2: that is proven with the hints, then without."""
+    path, content, _, _ = written(tmp_path)
+    lie(path, content, LIES[name])
+    assert verify(path, norm="l1").status == "verified"
+
+
+@pytest.mark.parametrize("name", sorted(LIES))
 def test_lying_hints_do_not_fail_a_limit(name: str, tmp_path: Path) -> None:
     """A model within its limit stays within it: where stored hints prove too little, the search starts afresh."""
     path, content, honest, _ = written(tmp_path)
     lie(path, content, LIES[name])
-    assert verify(path, max_lipschitz=honest * (1 + 1e-8)).status != "exceeded"
+    assert verify(path, max_lipschitz=honest * (1 + 1e-8)).status == "verified"
 
 
 def test_the_circulant_that_a_liar_would_like_is_smaller() -> None:
@@ -188,5 +196,5 @@ def test_a_lying_shift_for_a_small_map(shift: object, tmp_path: Path, monkeypatc
     assert "matrix" in content["nodes"][0]["hints"]
     lie(path, content, lambda h: h.update(matrix=shift))
     verdict = verify(path, max_lipschitz=honest * (1 + 1e-8))
-    assert verdict.status in ("verified", "integrity")
+    assert verdict.status == "verified", verdict.refusals
     assert verdict.nodes[0].gain.value >= power_iteration(kernel)

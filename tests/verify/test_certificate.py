@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import numpy as np
 import onnx
 import pytest
 
-from lipdeploy.verify import verify
+from lipdeploy.cli import schema
+from lipdeploy.verify import certificate, verify
 from lipdeploy.verify.assumptions import EARLIER
 from tests.verify.models import model
 
@@ -167,10 +172,103 @@ def test_bounds_that_are_not_bounds(path: Path, key: str, value: Any) -> None:
     ids=lambda keys: ".".join(map(str, keys)),
 )
 def test_wrong_types_are_noticed_and_never_crash(path: Path, keys: tuple[Any, ...], value: Any) -> None:
-    weaker = value is None and keys[-1] in {"f64", "c0", "gain", 1}  # claims nothing: allowed
+    weaker = value is None and keys[-1] in {"f64", "gain"}  # claims nothing: allowed
     huge = value == 10**400 and not isinstance(value, bool)
     edited(path, *keys, value=value)
     assert status(path) in ({"integrity", "verified"} if weaker or huge else {"integrity"})
+
+
+JUNK: list[Any] = [None, True, 1.0, -1, 5, "x", "", [], {}, [None], ["x", {}], {"x": 1}, {"x": "y"}, [[]]]
+
+
+def places(content: Any, *keys: Any) -> Iterator[tuple[Any, ...]]:
+    """Where something stands: every key, and of every list the first two elements."""
+    if keys:
+        yield keys
+    entries = content.items() if isinstance(content, dict) else enumerate(content[:2]) if type(content) is list else ()
+    for key, value in entries:
+        yield from places(value, *keys, key)
+
+
+def test_what_the_published_schema_rejects_is_no_certificate(path: Path) -> None:
+    """Truth is the JSON schema: junk in any place that it does not allow is noticed, and nothing crashes."""
+    content = json.loads(beside(path).read_text())
+    validator = jsonschema.Draft202012Validator(json.loads(schema.read("certificate/v1")))
+    assert validator.is_valid(content)
+    everywhere, tried = list(places(content)), 0
+    for keys, value in itertools.product(everywhere, JUNK):
+        beside(path).write_text(json.dumps(content))
+        edited(path, *keys, value=value)
+        if not validator.is_valid(json.loads(beside(path).read_text())):
+            tried += 1
+            assert status(path) == "integrity", (keys, value)
+    assert tried > 500
+
+
+MISTYPED: dict[str, tuple[Any, ...]] = {
+    "a truth value for a version": ("ops", {"GroupSort": True}),
+    "a fraction for a version": ("ops", {"GroupSort": 1.0}),
+}
+
+
+@pytest.mark.parametrize("edit", MISTYPED.values(), ids=MISTYPED.keys())
+def test_numbers_that_only_compare_equal(tmp_path: Path, edit: tuple[Any, ...]) -> None:
+    """In Python True == 1.0 == 1, in a certificate they are three things."""
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        model("g (float[N, 4] x) => (float[N, 4] y) { y = lipdeploy.GroupSort(x) }", imports={"lipdeploy": 1}), path
+    )
+    verify(path).write_certificate(beside(path))
+    assert (status(path), json.loads(beside(path).read_text())["ops"]) == ("verified", {"GroupSort": 1})
+    edited(path, *edit[:-1], value=edit[-1])
+    assert status(path) == "integrity"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_another_encoding_than_utf_8(path: Path, encoding: str) -> None:
+    beside(path).write_bytes(beside(path).read_text().encode(encoding))
+    assert status(path) == "integrity"
+
+
+def test_escapes_are_text_and_halves_of_characters_are_not(path: Path) -> None:
+    text = beside(path).read_text()
+    assert '"norm": "l2"' in text
+    beside(path).write_text(text.replace('"norm": "l2"', '"n\\u006frm": "\\u006C2"'))
+    assert status(path) == "verified"
+    beside(path).write_text(text.replace('"version": "', '"version": "\\ud800'))
+    assert status(path) == "integrity"
+
+
+def test_a_duplicate_among_many_keys_is_found_at_once(path: Path) -> None:
+    """Half a megabyte; comparing every key with every other took a minute."""
+    keys = [f'"{number}": 0' for number in range(40_000)]
+    beside(path).write_text("{" + ", ".join([*keys, keys[-1]]) + "}")
+    started = time.perf_counter()
+    verdict = verify(path)
+    assert time.perf_counter() - started < 5.0
+    assert verdict.status == "integrity"
+    assert verdict.refusals[0].message.endswith("duplicate key '39999'")
+
+
+def test_the_certificate_is_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What helps the proof is what is compared with it, and a large file is parsed but once."""
+    read: list[Path] = []
+    original = certificate.read_bytes
+    monkeypatch.setattr(certificate, "read_bytes", lambda where: (read.append(where), original(where))[1])
+    assert status(path) == "verified"
+    assert read == [beside(path)]
+
+
+@pytest.mark.parametrize("place", [(0, 1), (1, 0), (2, 1)])
+def test_every_class_pair_is_compared(path: Path, place: tuple[int, int]) -> None:
+    """Any entry below the truth is named; the truth is ‖W·diag(s)·(v_i − v_j)‖ at one pattern s of the Relu."""
+    first, second = np.array([[1, 2, 3, 4], [-5, 6, 7, 8]]), np.array([[1, 0, 0], [0, 2, 0], [0, 0, 3], [1, 1, 1]])
+    i, j = place
+    truth = float(np.linalg.norm(first @ (second[:, i] - second[:, j])))
+    edited(path, "statement", "pairwise", i, j, value=truth * 0.999)
+    verdict = verify(path)
+    assert verdict.status == "integrity"
+    assert f"claims pairwise[{i}][{j}] ≤ " in verdict.refusals[0].message
 
 
 TEXT_EDITS: dict[str, Callable[[str], str]] = {

@@ -87,7 +87,7 @@ REASONS: dict[str, Reason] = {
     ),
     "LIP012": Reason(
         "external data not accepted",
-        "External data must lie beside the model, inside its folder, in a regular file of the stated size.",
+        "External data must lie beside the model, inside its folder, in regular files of the stated size and checksum.",
         "save the model with its data file in the same folder, or as one file",
     ),
     "LIP013": Reason(

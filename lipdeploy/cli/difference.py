@@ -158,9 +158,9 @@ def side(path: str, asked: Asked, beside: str = "") -> Side:
 
 def _has_one_output(path: str) -> bool:
     """Whether the name of the output is no choice: under another name, it is a difference to report."""
-    from lipdeploy.verify import read_source
+    from lipdeploy.verify.source import read_as_far
 
-    return len(read_source(path).proto.graph.output) == 1
+    return len(read_as_far(path)[0].proto.graph.output) == 1
 
 
 def _side(path: str, kind: str, content: Mapping[str, Any]) -> Side:

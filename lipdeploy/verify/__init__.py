@@ -21,7 +21,7 @@ from lipdeploy.verify.check import walked
 from lipdeploy.verify.digest import CLASS_NAMES_KEY, semantic_sha256
 from lipdeploy.verify.norms import norm_pair
 from lipdeploy.verify.progress import NodeHints, Watch
-from lipdeploy.verify.source import Source, read_source
+from lipdeploy.verify.source import Source, read_as_far, read_source
 from lipdeploy.verify.stored import Stored
 from lipdeploy.verify.tighten import Hints, tightened
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec, Verdict
@@ -82,17 +82,18 @@ def verify(
     the thread's arithmetic is not that of IEEE-754.
     """
     _check_options(norm, max_lipschitz, method)
-    path = os.fspath(model) if isinstance(model, str | os.PathLike) else "<bytes>"
-    try:
-        source = read_source(model)
-    except Refused as error:
-        return Verdict(path, "refused", norm, None, max_lipschitz, refusals=error.refusals, assumptions=ASSUMPTIONS)
+    check_certificate = check_certificate and not isinstance(model, bytes)
+    source, refused = read_as_far(model)
+    if refused is not None:
+        verdict = replace(_unproven(source, norm, max_lipschitz), refusals=refused.refusals)
+        stored = _stored(source) if check_certificate else None
+        return verdict if stored is None else _checked(verdict, lambda nodes: verdict, source, stored, again=False)
     return verify_source(
         source,
         norm=norm,
         max_lipschitz=max_lipschitz,
         output_name=output_name,
-        check_certificate=check_certificate and not isinstance(model, bytes),
+        check_certificate=check_certificate,
         method=method,
         hints=hints,
         watch=watch,
@@ -114,8 +115,7 @@ def verify_source(
     _check_options(norm, max_lipschitz, method)
     check_arithmetic()
     started = time.perf_counter()
-    beside = certificate.certificate_path(source.path)
-    stored = Stored.read(beside) if check_certificate and certificate.is_there(beside) else None
+    stored = _stored(source) if check_certificate else None
     claims = stored.multipliers if stored is not None and hints is None else hints
 
     def prove(nodes: NodeHints) -> Verdict:
@@ -148,16 +148,7 @@ def _proven(
     nodes: NodeHints | None = None,
     watch: Watch | None = None,
 ) -> Verdict:
-    empty = Verdict(
-        path=source.path,
-        status="refused",
-        norm=norm,
-        lipschitz_bound=None,
-        max_lipschitz=max_lipschitz,
-        assumptions=ASSUMPTIONS,
-        file_sha256=source.file_sha256,
-        external_sha256=source.external_sha256,
-    )
+    empty = _unproven(source, norm, max_lipschitz)
     try:
         tighten = method != "product" and norm == "l2" and hints is not None
         walk = walked(source.proto, norm, output_name, hints=nodes, watch=watch)
@@ -181,6 +172,19 @@ def _proven(
     )
 
 
+def _unproven(source: Source, norm: str, max_lipschitz: float | None) -> Verdict:
+    return Verdict(
+        path=source.path,
+        status="refused",
+        norm=norm,
+        lipschitz_bound=None,
+        max_lipschitz=max_lipschitz,
+        assumptions=ASSUMPTIONS,
+        file_sha256=source.file_sha256,
+        external_sha256=source.external_sha256,
+    )
+
+
 def _class_names(source: Source) -> tuple[str, ...]:
     for entry in source.proto.metadata_props:
         if entry.key == CLASS_NAMES_KEY:
@@ -190,6 +194,12 @@ def _class_names(source: Source) -> tuple[str, ...]:
                 return ()
             return tuple(map(str, names)) if isinstance(names, list) else ()
     return ()
+
+
+def _stored(source: Source) -> Stored | None:
+    """What lies in the place of the certificate beside a model."""
+    beside = certificate.certificate_path(source.path)
+    return Stored.read(beside) if certificate.is_there(beside) else None
 
 
 def _checked(
@@ -230,12 +240,12 @@ def _contradiction(
             raise IntegrityError(f"{stored.path}: states a bound that cannot be proven: {other.refusals[0]}")
         return other
 
-    if verdict.status == "refused":
-        return None
     try:
         if stored.problem is not None:
             raise stored.problem
-        certificate.check(stored.path, stored.content, verdict_in)
+        certificate.check_files(stored.path, stored.content, source.file_sha256, source.external_sha256)
+        if verdict.status != "refused":  # else there is nothing to compare, but the bytes can still be others
+            certificate.check(stored.path, stored.content, verdict_in)
     except (IntegrityError, InputError) as error:
         hint = error.hint or "export the model again, or write a new certificate with --write-certificate"
         return Refusal("LIP022", "", "", error.message, hint)

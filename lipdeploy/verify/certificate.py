@@ -233,21 +233,37 @@ def _matches(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
+def check_files(path: Path, content: Document, file_sha256: str, external_sha256: Mapping[str, str]) -> None:
+    """Compare a certificate with the digests of what was read. Raises ``IntegrityError`` where it is about other bytes.
+
+    Files that it names and nobody read are left to ``check``.
+    """
+    if content["model"]["file_sha256"] != file_sha256:
+        raise _other_bytes(path, "file_sha256")
+    for name, digest in external_sha256.items():
+        if content["model"]["external"].get(name) != digest:
+            raise _other_bytes(path, f"external file '{name}'")
+
+
+def _other_bytes(path: Path, what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: the certificate is about other bytes ({what} differs)",
+        hint="the model was changed after it was certified; export or certify it again",
+    )
+
+
 def check(path: Path, content: Document, verdict_in: Callable[[str, str], Verdict]) -> None:
-    """Compare a certificate with what is proven now. Raises ``IntegrityError`` at the first contradiction.
+    """Compare a certificate with what is proven now, after ``check_files``. Raises ``IntegrityError``.
 
     ``verdict_in(norm, output)`` verifies the same bytes for the certificate's own statement.
     """
     statement = content["statement"]
     now = verdict_in(statement["norm"], statement["output"])
-    expected = {"file_sha256": now.file_sha256, "external": now.external_sha256, "semantic_sha256": now.semantic_sha256}
-    for key, digest in expected.items():
-        if content["model"][key] != digest:
-            raise IntegrityError(
-                f"{path}: the certificate is about other bytes ({key} differs)",
-                hint="the model was changed after it was certified; export or certify it again",
-            )
-    if content["ops"] != now.operators:
+    if content["model"]["external"] != dict(now.external_sha256):
+        raise _other_bytes(path, "external")
+    if content["model"]["semantic_sha256"] != now.semantic_sha256:
+        raise _other_bytes(path, "semantic_sha256")
+    if content["ops"] != dict(now.operators):
         raise IntegrityError(f"{path}: 'ops' is {content['ops']}, for this model it must be {dict(now.operators)}")
     if not are_listed(content["assumptions"]):
         raise IntegrityError(f"{path}: 'assumptions' is {content['assumptions']}, it must be {list(now.assumptions)}")

@@ -43,7 +43,20 @@ def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str,
     """Read ``model`` (a path, or the bytes of a file with its ``external`` files' bytes).
 
     Raises ``InputError`` when there is no readable ONNX model, ``Refused`` (LIP012) when its external data is not
-    beside it in regular files of the stated size.
+    beside it in regular files of the stated size and checksum.
+    """
+    source, refused = read_as_far(model, external=external)
+    if refused is not None:
+        raise refused
+    return source
+
+
+def read_as_far(
+    model: str | os.PathLike[str] | bytes, *, external: Mapping[str, bytes] | None = None
+) -> tuple[Source, Refused | None]:
+    """What ``read_source`` returns; or the files that were read, and why external data is refused.
+
+    Files of a refused model have digests, too: whether they are those that were certified is another question.
     """
     if not isinstance(model, str | os.PathLike | bytes):
         hint = "a path, or bytes: model.SerializeToString() of an onnx.ModelProto"
@@ -55,10 +68,8 @@ def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str,
         folder = Path(model).resolve().parent
     proto = _parse(path, data)
     files = dict(external or {})
-    for tensor in tensors(proto):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            _inline(tensor, folder, files)
-    return Source(
+    refused = _inline_all(proto, folder, files)
+    source = Source(
         path=path,
         model_bytes=data,
         external=files,
@@ -66,6 +77,7 @@ def read_source(model: str | os.PathLike[str] | bytes, *, external: Mapping[str,
         file_sha256=hashlib.sha256(data).hexdigest(),
         external_sha256={name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
     )
+    return source, refused
 
 
 def tensors(proto: ModelProto) -> Iterator[TensorProto]:
@@ -139,7 +151,19 @@ def _is_text(message: Message) -> bool:
     return True
 
 
-def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes]) -> None:
+def _inline_all(proto: ModelProto, folder: Path | None, files: dict[str, bytes]) -> Refused | None:
+    """Store external data in the model, and what was read in ``files``; the first reason to refuse ends it."""
+    checksums = dict[str, str]()
+    try:
+        for tensor in tensors(proto):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                _inline(tensor, folder, files, checksums)
+    except Refused as refused:
+        return refused
+    return None
+
+
+def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes], checksums: dict[str, str]) -> None:
     entries = [(entry.key, entry.value) for entry in tensor.external_data]
     stated = dict(entries)
     unknown = set(stated) - EXTERNAL_KEYS
@@ -150,9 +174,18 @@ def _inline(tensor: TensorProto, folder: Path | None, files: dict[str, bytes]) -
     length = _digits(tensor, stated["length"]) if "length" in stated else len(content) - offset
     if length < 0 or offset + length > len(content):
         raise _refused(tensor, f"bytes {offset} to {offset + length} lie outside '{stated['location']}'")
+    if "checksum" in stated and stated["checksum"].lower() != _sha1(stated["location"], content, checksums):
+        raise _refused(tensor, f"'{stated['location']}' does not have the SHA-1 checksum that the model states")
     tensor.raw_data = content[offset : offset + length]
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _sha1(location: str, content: bytes, known: dict[str, str]) -> str:
+    """ONNX's checksum of an external file, computed once for all tensors in it; integrity is SHA-256's task."""
+    if location not in known:
+        known[location] = hashlib.sha1(content, usedforsecurity=False).hexdigest()
+    return known[location]
 
 
 def _digits(tensor: TensorProto, text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, Refused
 from lipdeploy.verify import read_source, verify
 from tests.verify.models import model, single
 
@@ -62,6 +63,90 @@ def test_a_changed_data_file_contradicts_the_certificate(folder: Path) -> None:
     verify(path).write_certificate(path.with_suffix(".cert.json"))
     assert verify(path).status == "verified"
     np.array([100, 100, 1, 2, 5, 6], np.float32).tofile(folder / "weights.bin")
+    assert verify(path).status == "integrity"
+
+
+def certified(folder: Path, **entries: str) -> Path:
+    """A model with external data, and its certificate."""
+    path = write(folder, external("weights.bin", **entries))
+    (folder / "weights.bin").write_bytes(np.array([1, 2], np.float32).tobytes())
+    verify(path).write_certificate(path.with_suffix(".cert.json"))
+    assert verify(path).status == "verified"
+    return path
+
+
+@pytest.mark.parametrize("entries", [{}, {"length": "8"}], ids=["the whole file", "a stated length"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.array([1, 2], np.float32).tobytes() + b"\0",
+        np.array([1, 3], np.float32).tobytes(),
+        np.array([1, np.nan], np.float32).tobytes(),
+        b"",
+    ],
+    ids=["longer", "other weights", "not finite", "empty"],
+)
+def test_other_bytes_are_noticed_also_where_nothing_can_be_proven(
+    entries: dict[str, str], content: bytes, folder: Path
+) -> None:
+    """A file that is not the certified one is no malformed model: the digest is what tells, whatever the bytes are."""
+    path = certified(folder, **entries)
+    (folder / "weights.bin").write_bytes(content)
+    verdict = verify(path)
+    assert verdict.status == "integrity"
+    assert "other bytes (external file 'weights.bin' differs)" in verdict.refusals[0].message
+
+
+def test_a_model_that_is_refused_for_other_reasons_stays_refused(folder: Path) -> None:
+    path = certified(folder, length="8")
+    (folder / "weights.bin").unlink()
+    verdict = verify(path)  # a file that is not there has no digest
+    assert (verdict.status, verdict.refusals[0].code) == ("refused", "LIP012")
+    assert verify(path, norm="linf", output_name="nowhere").status == "refused"
+
+
+def test_a_refused_model_of_other_bytes_is_not_the_certified_one(folder: Path) -> None:
+    path = certified(folder, length="8")
+    path.write_bytes(path.read_bytes().replace(b"Mul", b"Mux"))
+    verdict = verify(path)
+    assert verdict.status == "integrity"
+    assert "file_sha256 differs" in verdict.refusals[0].message
+    path.with_suffix(".cert.json").unlink()
+    assert (verify(path).status, verify(path).refusals[0].code) == ("refused", "LIP001")
+
+
+def sha1(content: bytes) -> str:
+    """The checksum that ONNX's documentation of external data means."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def test_a_checksum_is_of_the_whole_file(folder: Path) -> None:
+    stated = sha1((folder / "weights.bin").read_bytes())
+    for checksum in (stated, stated.upper()):
+        verdict = verify(write(folder, external("weights.bin", offset="8", length="8", checksum=checksum)))
+        assert verdict.status == "verified", verdict.refusals
+
+
+@pytest.mark.parametrize(
+    "checksum", ["0" * 40, "", "sha1", sha1(b""), sha1(np.array([1, 2], np.float32).tobytes())], ids=repr
+)
+def test_a_wrong_checksum_is_refused(checksum: str, folder: Path) -> None:
+    verdict = verify(write(folder, external("weights.bin", offset="8", length="8", checksum=checksum)))
+    assert (verdict.status, verdict.refusals[0].code) == ("refused", "LIP012")
+    assert verdict.refusals[0].message == "'weights.bin' does not have the SHA-1 checksum that the model states"
+
+
+def test_handed_over_bytes_have_a_checksum_too(folder: Path) -> None:
+    data = (folder / "weights.bin").read_bytes()
+    proto = external("weights.bin", length="8", checksum=sha1(data))
+    assert read_source(proto.SerializeToString(), external={"weights.bin": data}).external == {"weights.bin": data}
+    with pytest.raises(Refused, match="checksum"):
+        read_source(proto.SerializeToString(), external={"weights.bin": data[::-1]})
+
+
+def test_a_changed_file_with_a_checksum_is_not_the_certified_one(folder: Path) -> None:
+    path = certified(folder, length="8", checksum=sha1(np.array([1, 2], np.float32).tobytes()))
+    (folder / "weights.bin").write_bytes(np.array([1, 3], np.float32).tobytes())
     assert verify(path).status == "integrity"
 
 

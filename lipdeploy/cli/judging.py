@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def verdict_of(target: Target, request: Request, watch: Watch | None = None) -> 
         norm=target.norm,
         max_lipschitz=target.max_lipschitz,
         output_name=target.output_name,
-        check_certificate=request.certificate != BESIDE_THE_MODEL,  # else it is about to be replaced
+        check_certificate=not _replaces_certificate(target, request),
         method=cast("Method", target.method or "best"),  # without a search: what a certificate beside the model stores
         hints=_hints(target, request),
         watch=watch,
@@ -119,18 +120,42 @@ def verdict_of(target: Target, request: Request, watch: Watch | None = None) -> 
     return verdict
 
 
+def _replaces_certificate(target: Target, request: Request) -> bool:
+    """Whether the certificate beside the model is about to be written anew."""
+    from lipdeploy.verify.certificate import certificate_path
+
+    if request.certificate is None or request.certificate == BESIDE_THE_MODEL:
+        return request.certificate is not None
+    return os.path.realpath(request.certificate) == os.path.realpath(certificate_path(target.path))
+
+
 def _hints(target: Target, request: Request) -> Hints | None:
-    """Multipliers, where a method that uses them was asked for: stored beside the model, else searched for."""
-    if target.method not in ("lmi", "best"):
+    """Multipliers for the methods that use them: stored beside the model, else searched for where that was asked for.
+
+    ``None``: none, or those in the certificate that the verifier reads and checks anyway.
+    """
+    replaced = _replaces_certificate(target, request)
+    if target.method == "product" or (target.method is None and not replaced):
         return None
     if target.norm != "l2":
-        report.note(f"{target.path}: multipliers bound the l2 norm, so in {target.norm} the product is what is proven")
+        if target.method is not None:
+            message = f"multipliers bound the l2 norm, so in {target.norm} the product is what is proven"
+            report.note(f"{target.path}: {message}")
         return None
-    from lipdeploy.prove.multipliers import find
     from lipdeploy.verify.stored import multipliers
 
+    stored = multipliers(target.path)  # of a certificate that is replaced, too: what it proved must not be lost
+    if stored is not None:
+        return stored if replaced else None
+    return None if target.method is None else _found(target, request)
+
+
+def _found(target: Target, request: Request) -> Hints | None:
+    """Multipliers that a search finds in its time."""
+    from lipdeploy.prove.multipliers import find
+
     try:
-        return multipliers(target.path) or find(target.path, target.output_name, request.search_seconds)
+        return find(target.path, target.output_name, request.search_seconds)
     except Refused:
         return None  # the verifier says why
 

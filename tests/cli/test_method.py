@@ -57,6 +57,54 @@ def test_found_once_used_ever_after(network):
     assert float(CertifiedSession(network).lipschitz_bound) == tight
 
 
+def stated(network):
+    return float(json.loads(network.with_suffix(".cert.json").read_text())["statement"]["lipschitz_bound"])
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["beside the model", "by its path"])
+def test_replacing_a_certificate_keeps_what_it_proved(network, explicit):
+    """A limit that plain verify meets is met, and what is written is no worse than what was there."""
+    model = str(network)
+    product = bound(model)
+    tight = bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    before = stated(network)
+    path = [str(network.with_suffix(".cert.json"))] if explicit else []
+    limit = ["--max-lipschitz", str((product + tight) / 2)]
+    assert bound(model, *limit) == bound(model, "--write-certificate", *path, *limit) == tight
+    assert stated(network) == before
+    assert bound(model, "--method", "best", "--search-seconds", "0", "--write-certificate", *path) == tight
+    assert bound(model, "--method", "product", "--write-certificate", *path) == product
+    assert stated(network) > before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "", "multipliers"])
+def test_a_certificate_that_cannot_be_read_is_replaced(network, content):
+    model = str(network)
+    product = bound(model)
+    network.with_suffix(".cert.json").write_text(content)
+    assert lipdeploy("verify", model).returncode == 4
+    assert bound(model, "--write-certificate") == product
+    assert bound(model) == product
+
+
+def test_multipliers_of_another_network_are_no_obstacle(network):
+    """Retrained and certified anew: what an older certificate stores proves what it proves, and is never believed."""
+    model = str(network)
+    bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    proto = onnx.load(network)
+    (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == "W1")
+    other = np.random.default_rng(7).standard_normal((20, 12)).astype(np.float32)
+    weight.CopyFrom(numpy_helper.from_array(other, "W1"))
+    network.write_bytes(proto.SerializeToString())
+    assert lipdeploy("verify", model).returncode == 4
+    last = numpy_helper.to_array(proto.graph.initializer[1])
+    x, y = np.random.default_rng(8).standard_normal((2, 1000, 12))
+    lengths = np.linalg.norm((np.maximum(x @ other.T, 0) - np.maximum(y @ other.T, 0)) @ last.T, axis=1)
+    renewed = bound(model, "--write-certificate")
+    assert float(np.max(lengths / np.linalg.norm(x - y, axis=1))) <= renewed <= bound(model, "--method", "product")
+    assert bound(model) == renewed
+
+
 def test_radii_grow_with_the_bound(network):
     x = np.random.default_rng(1).standard_normal((30, 12)).astype(np.float32)
     before = CertifiedSession(network).predict(x).radius

@@ -205,6 +205,19 @@ def test_a_stale_certificate_is_replaced_when_asked_for(cli: Cli, dense: Path, t
     assert cli("verify", dense).code == 0
 
 
+@pytest.mark.parametrize("path", ["dense.cert.json", "./dense.cert.json", "link/dense.cert.json", "alias.json"])
+def test_a_stale_certificate_is_replaced_under_any_name_of_its_own(
+    path: str, cli: Cli, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dense.with_suffix(".cert.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "alias.json").symlink_to("dense.cert.json")
+    assert cli("verify", "dense.onnx", "--write-certificate", path).code == 0
+    assert cli("verify", dense).code == 0
+    assert json.loads(dense.with_suffix(".cert.json").read_text())["schema"] == "lipdeploy/certificate/v1"
+
+
 def test_the_certificate_goes_where_it_is_told(cli: Cli, dense: Path, tmp_path: Path) -> None:
     assert cli("verify", dense, "--write-certificate", tmp_path / "c.json").code == 0
     assert json.loads((tmp_path / "c.json").read_text())["schema"] == "lipdeploy/certificate/v1"

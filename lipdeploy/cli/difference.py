@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lipdeploy.cli import ratchet
 from lipdeploy.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from lipdeploy.verify import Hints, Verdict
 
 SCHEMA = "lipdeploy/diff/v1"
 MODEL, CERTIFICATE = "model", "certificate"
@@ -147,13 +150,41 @@ def side(path: str, asked: Asked, beside: str = "") -> Side:
             return _side(path, CERTIFICATE, ratchet.load(Path(path)))
         except ratchet.MALFORMED as problem:
             raise IntegrityError(f"{path}: malformed statement: {problem}", hint="write it again") from problem
-    from lipdeploy.verify import certificate, verify, version
+    from lipdeploy.verify import version
+    from lipdeploy.verify.certificate import document
+
+    return _side(path, MODEL, document(_proven(path, asked, beside), version()))
+
+
+def _proven(path: str, asked: Asked, beside: str) -> Verdict:
+    """What is proven about a model, with the multipliers in its certificate or the other side's: the least of both."""
+    from lipdeploy.verify.certificate import certificate_path
+    from lipdeploy.verify.stored import Stored
+
+    compared = Stored.read(Path(beside)).multipliers if is_certificate(beside) else None
+    if beside and os.path.realpath(beside) == os.path.realpath(certificate_path(path)):
+        return _verified(path, asked, check_certificate=False, hints=compared)
+    own = _verified(path, asked, check_certificate=True)
+    if compared is None:
+        return own
+    other = _verified(path, asked, check_certificate=False, hints=compared)
+    return min(own, other, key=lambda verdict: verdict.lipschitz_bound or 0.0)
+
+
+def _verified(path: str, asked: Asked, *, check_certificate: bool, hints: Hints | None = None) -> Verdict:
+    from lipdeploy.verify import verify
 
     output = None if asked.output is None or _has_one_output(path) else asked.output
-    checked = not beside or os.path.realpath(beside) != os.path.realpath(certificate.certificate_path(path))
-    verdict = verify(path, norm=asked.norm or "l2", output_name=output, check_certificate=checked)
+    verdict = verify(
+        path,
+        norm=asked.norm or "l2",
+        output_name=output,
+        check_certificate=check_certificate,
+        method="best",
+        hints=hints,
+    )
     verdict.raise_for_status()
-    return _side(path, MODEL, certificate.document(verdict, version()))
+    return verdict
 
 
 def _has_one_output(path: str) -> bool:

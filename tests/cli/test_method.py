@@ -57,6 +57,51 @@ def test_found_once_used_ever_after(network):
     assert float(CertifiedSession(network).lipschitz_bound) == tight
 
 
+def diff(*paths):
+    done = lipdeploy("diff", *map(str, paths), "--json")
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert done.returncode == int(found["worse"])
+    return done.returncode, found["old"]["lipschitz_bound"], found["new"]["lipschitz_bound"]
+
+
+def test_an_unchanged_model_is_not_worse_than_its_certificate(network, tmp_path):
+    """Whether the certificate lies beside the model or elsewhere, and whichever is the older one."""
+    model, beside = str(network), network.with_suffix(".cert.json")
+    product = bound(model)
+    tight = bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    elsewhere = tmp_path / "elsewhere" / "net.cert.json"
+    elsewhere.parent.mkdir()
+    for pair in ((beside, model), (model, beside), (elsewhere, model), (model, elsewhere)):
+        if elsewhere in pair and beside.exists():
+            beside.rename(elsewhere)
+        code, *bounds = diff(*pair)
+        assert code == 0
+        assert all(tight <= value <= tight * (1 + 3e-9) for value in bounds)
+    assert bound(model, "--write-certificate") == product  # beside the model lies one without multipliers now
+    assert diff(elsewhere, model)[0] == 0
+    weaker = json.loads(beside.read_text())
+    beside.write_text(elsewhere.read_text())
+    elsewhere.write_text(json.dumps(weaker))
+    code, then, now = diff(elsewhere, model)  # the other way round, the model's own count
+    assert code == 0
+    assert tight <= now <= tight * (1 + 3e-9) < 0.9 * then
+
+
+def test_a_worse_model_is_worse_whatever_its_certificate_stores(network):
+    """Twice the weights have twice the constant: the multipliers of the certificate that is compared prove no less."""
+    model, beside = str(network), network.with_suffix(".cert.json")
+    tight = bound(model, "--method", "best", "--search-seconds", "5", "--write-certificate")
+    proto = onnx.load(network)
+    last = proto.graph.initializer[1]
+    last.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(last) * 2, last.name))
+    network.write_bytes(proto.SerializeToString())
+    code, then, now = diff(beside, network)
+    assert code == 1
+    assert then <= tight * (1 + 3e-9)
+    assert now >= 2 * tight * (1 - 1e-6)
+
+
 def stated(network):
     return float(json.loads(network.with_suffix(".cert.json").read_text())["statement"]["lipschitz_bound"])
 

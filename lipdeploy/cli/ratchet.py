@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lipdeploy.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from lipdeploy.verify import Verdict
+    from lipdeploy.verify import ErrorBound, Verdict
 
 SHOWN = 3
 MALFORMED = (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError)
@@ -152,11 +152,12 @@ def _grown(verdict: Verdict, content: dict[str, Any]) -> str:
 
 
 def _pair_regressions(verdict: Verdict, path: Path, stated: Any, *, every: bool) -> Iterator[str]:
+    from lipdeploy.verify.certificate import number
     from lipdeploy.verify.rounding import decimal_up
 
     if stated is None or verdict.pairwise is None or len(stated) != len(verdict.pairwise):
         return  # other classes than then: nothing to compare pair by pair
-    then = [[float(value) for value in row] for row in stated]
+    then = [[number(value) for value in row] for row in stated]
     now = verdict.pairwise.tolist()
     if not every:
         largest, allowed = max(map(max, now)), max(map(max, then))
@@ -177,7 +178,13 @@ def _pair_regressions(verdict: Verdict, path: Path, stated: Any, *, every: bool)
 
 def _error_regressions(verdict: Verdict, path: Path, stated: Any) -> Iterator[str]:
     for mode, then in sorted(stated.items()):
-        now = verdict.numeric_error.get(mode)
-        if then is None or (now is not None and now.c0 <= float(then["c0"]) and now.c1 <= float(then["c1"])):
-            continue
-        yield f"the error bound of the {mode} program is above what baseline {path} states"
+        if then is not None and not _holds(verdict.numeric_error.get(mode), then):
+            yield f"the error bound of the {mode} program is above what baseline {path} states"
+
+
+def _holds(now: ErrorBound | None, then: dict[str, Any]) -> bool:
+    """Whether an error is still no larger, for inputs up to the same size."""
+    from lipdeploy.verify.certificate import number, number_or_null
+
+    c0, c1, x_max = number(then["c0"]), number(then["c1"]), number_or_null(then["x_max"])
+    return now is not None and now.c0 <= c0 and now.c1 <= c1 and now.x_max >= x_max

@@ -293,7 +293,7 @@ def _claims(path: Path, content: Document, now: Verdict) -> Iterator[tuple[str, 
             raise ValueError("the list of nodes differs")
         for claimed, node in zip(content["nodes"], now.nodes, strict=True):
             for key, proven in (("gain", node.gain), ("bound_after", node.bound_after)):
-                yield f"{key} of '{node.name}'", _optional(claimed[key]), proven.value
+                yield f"{key} of '{node.name}'", number_or_null(claimed[key]), proven.value
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise IntegrityError(f"{path}: malformed statement: {error}", hint="write it again") from error
 
@@ -330,9 +330,9 @@ def _error_claims(errors: Any, now: Verdict) -> Iterator[tuple[str, float, float
             continue
         if proven is None or not isinstance(claimed, dict) or set(claimed) != ERROR_KEYS:
             raise ValueError(f"numeric_error of {mode} is not proven, or has other keys")
-        yield f"c0 of {mode}", _number(claimed["c0"]), proven.c0
-        yield f"c1 of {mode}", _number(claimed["c1"]), proven.c1
-        yield f"1/x_max of {mode}", 1.0 / _optional(claimed["x_max"]), 1.0 / proven.x_max
+        yield f"c0 of {mode}", number(claimed["c0"]), proven.c0
+        yield f"c1 of {mode}", number(claimed["c1"]), proven.c1
+        yield f"1/x_max of {mode}", 1.0 / number_or_null(claimed["x_max"]), 1.0 / proven.x_max
 
 
 def _decimal(text: Any) -> Fraction:
@@ -347,12 +347,13 @@ def _hexadecimal(text: Any) -> float:
     return float.fromhex(text)
 
 
-def _optional(value: Any) -> float:
-    """A number; null where nothing is claimed."""
-    return math.inf if value is None else _number(value)
+def number_or_null(value: Any) -> float:
+    """A stated number; infinite for null, which claims nothing or, in ``x_max``, everything."""
+    return math.inf if value is None else number(value)
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A stated number. Raises ``ValueError`` for what is none, or not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is not a number")
     return _finite(float(value))

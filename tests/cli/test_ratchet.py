@@ -111,6 +111,14 @@ def lower_error(content: dict[str, Any]) -> None:
     content["statement"]["numeric_error"]["f64"]["c1"] = 0.0
 
 
+def larger_inputs(content: dict[str, Any]) -> None:
+    content["statement"]["numeric_error"]["f32"]["x_max"] *= 1 + 1e-8
+
+
+def any_inputs(content: dict[str, Any]) -> None:
+    content["statement"]["numeric_error"]["f32"]["x_max"] = None
+
+
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [
@@ -118,6 +126,8 @@ def lower_error(content: dict[str, Any]) -> None:
         (lower_decimal, "is above 0.7000000000000001, which baseline {} states"),
         (lower_pair, "1 class-pair bounds are above what baseline {} states, the first for classes 1 and 0"),
         (lower_error, "the error bound of the f64 program is above what baseline {} states"),
+        (larger_inputs, "the error bound of the f32 program is above what baseline {} states"),
+        (any_inputs, "the error bound of the f32 program is above what baseline {} states"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -175,7 +185,10 @@ def test_a_damaged_baseline_is_code_4(damage: str, cli: Cli, dense: Path, baseli
         ("lipschitz_bound", "lots"), ("lipschitz_bound", 1.0), ("lipschitz_bound_hex", "0xfg"),
         ("lipschitz_bound_hex", "inf"), ("lipschitz_bound_hex", "nan"), ("lipschitz_bound_hex", None),
         ("pairwise", [[1.0], [1.0]]), ("pairwise", [["x", "y"], [1.0, 2.0]]), ("pairwise", 3),
-        ("numeric_error", []), ("numeric_error", {"f64": {}}),
+        ("pairwise", [[0.0, "9"], ["9", 0.0]]), ("numeric_error", []), ("numeric_error", {"f64": {}}),
+        ("numeric_error", {"f64": {"c0": 1.0, "c1": 1.0}}),
+        ("numeric_error", {"f64": {"c0": 1.0, "c1": 1.0, "x_max": "9"}}),
+        ("numeric_error", {"f64": {"c0": None, "c1": 1.0, "x_max": 1.0}}),
     ],
 )  # fmt: skip
 def test_a_malformed_statement_is_code_4(key: str, value: object, cli: Cli, dense: Path, baseline: Path) -> None:

@@ -174,7 +174,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict[str, Any]()
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"duplicate key '{key}'")
+            raise ValueError(f"duplicate key {key!r}")
         found[key] = value
     return found
 

@@ -118,3 +118,11 @@ def test_text_that_no_stream_prints(path: Path, edit: Callable[[dict[str, Any]],
     assert verdict.status == "integrity"
     for refusal in verdict.refusals:
         str(refusal).encode()
+
+
+def test_a_key_that_no_stream_prints_twice(path: Path) -> None:
+    path.with_suffix(".cert.json").write_text('{"\\ud800": 1, "\\ud800": 2}')
+    verdict = verify(path)
+    assert verdict.status == "integrity"
+    assert "duplicate key" in verdict.refusals[0].message
+    str(verdict.refusals[0]).encode()

@@ -115,11 +115,16 @@ def _configured(config: Config, entry: Entry, options: Choices) -> Iterator[Targ
 
 
 def _files(config: Config, entry: Entry) -> list[str]:
+    """What the entry matches, files or not: a broken link or a pipe is a model that cannot be read, not one fewer.
+
+    A folder is passed over where the last part of the pattern matches every name, ``*`` or ``**``.
+    """
     literal = os.path.join(config.folder, entry.pattern)
-    if os.path.exists(literal):
+    if os.path.lexists(literal):
         return [literal]
     pattern = os.path.join(glob.escape(config.folder), entry.pattern)
-    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    found = sorted(glob.glob(pattern, recursive=True))
+    return found if os.path.basename(pattern).strip("*") else [path for path in found if not os.path.isdir(path)]
 
 
 def _near(path: str) -> str:
@@ -149,8 +154,13 @@ def find(explicit: str | None) -> Config:
     return Config()
 
 
-def _candidates(folder: Path) -> Iterable[Path]:
-    return (path for path in (folder / OWN_FILE, folder / PROJECT_FILE) if path.is_file())
+def _candidates(folder: Path) -> Iterator[Path]:
+    """The configurations that lie there; one that cannot be read (a broken link) is not one that is absent."""
+    for path in (folder / OWN_FILE, folder / PROJECT_FILE):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a regular file", hint="a configuration is a TOML file")
+        if os.path.lexists(path):
+            yield path
 
 
 def _table(path: Path) -> Mapping[str, Any] | None:
@@ -166,10 +176,19 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     tool = content.get("tool")
     table = tool.get("lipdeploy") if isinstance(tool, dict) else None
     if path.name != PROJECT_FILE:
-        _check_keys(f"{path}", content, ("tool",))
+        _check_own(path, content, tool, table)
     if table is not None and not isinstance(table, dict):
         raise InputError(f"{path}: tool.lipdeploy is not a table", hint="[tool.lipdeploy]")
     return table
+
+
+def _check_own(path: Path, content: Mapping[str, Any], tool: object, table: object) -> None:
+    """A file of our own that has [tool] is about lipdeploy: another table in it is a misspelt one."""
+    _check_keys(f"{path}", content, ("tool",))
+    if table is None and isinstance(tool, dict):
+        _check_keys(f"{path}: [tool]", tool, ("lipdeploy",))
+    if table is None:
+        raise InputError(f"{path}: no [tool.lipdeploy]", hint=f"add it, or leave [tool] out of {OWN_FILE}")
 
 
 def _config(path: Path, table: Mapping[str, Any]) -> Config:

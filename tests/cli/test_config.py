@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,50 @@ def test_a_file_whose_name_looks_like_a_pattern(cli: Cli, project: Path) -> None
     assert [path for path, *_ in judged(cli)] == ["net[1].onnx"]
 
 
+@pytest.mark.parametrize("kind", ["broken link", "pipe", "folder", "link to a folder"])
+def test_what_a_pattern_matches_is_judged_whatever_it_is(kind: str, cli: Cli, project: Path) -> None:
+    """git-annex and DVC leave broken links where a file was not fetched: such a model is not proven."""
+    odd = project / "models" / "annex.onnx"
+    {
+        "broken link": lambda: odd.symlink_to("nowhere/annex.onnx"),
+        "pipe": lambda: os.mkfifo(odd),
+        "folder": odd.mkdir,
+        "link to a folder": lambda: odd.symlink_to("deep"),
+    }[kind]()
+    for pattern in ("models/*.onnx", "models/**/*.onnx", "models/annex.onnx"):
+        (project / ".lipdeploy.toml").write_text(f'[[models]]\npath = "{pattern}"')
+        result = cli("verify")
+        assert result.code == 2
+        assert "models/annex.onnx: " in result.error
+
+
+@pytest.mark.parametrize("pattern", ["models/*", "models/**"])
+def test_a_pattern_for_every_name_passes_folders_over_and_nothing_else(pattern: str, cli: Cli, project: Path) -> None:
+    (project / ".lipdeploy.toml").write_text(f'[[models]]\npath = "{pattern}"')
+    assert cli("verify").code == 0
+    (project / "models" / "annex").symlink_to("nowhere")
+    assert "models/annex: No such file" in cli("verify").error
+
+
+def test_a_broken_link_whose_name_looks_like_a_pattern(cli: Cli, project: Path) -> None:
+    (project / "net[1].onnx").symlink_to("nowhere")
+    write_model(project / "net1.onnx", DENSE)
+    (project / ".lipdeploy.toml").write_text('[[models]]\npath = "net[1].onnx"')
+    assert "net[1].onnx: No such file" in cli("verify").error
+
+
+@pytest.mark.parametrize("name", [".lipdeploy.toml", "pyproject.toml"])
+@pytest.mark.parametrize("kind", ["broken link", "pipe", "folder"])
+def test_a_configuration_that_cannot_be_read_is_not_one_that_is_absent(
+    kind: str, name: str, cli: Cli, project: Path
+) -> None:
+    path = project / name
+    {"broken link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    result = cli("verify", "models/dense.onnx")
+    assert (result.code, result.out) == (2, "")
+    assert f"{name}: " in result.error
+
+
 @pytest.mark.parametrize("text", [None, "", 'norm = "l2"', "models = []"])
 def test_nothing_to_judge_is_a_usage_error(text: str | None, cli: Cli, project: Path) -> None:
     if text is not None:
@@ -170,6 +215,9 @@ def test_two_configurations_in_one_folder_are_one_too_many(cli: Cli, project: Pa
         ("ignore = ['LIP099']", "ignore: unknown code 'LIP099'; did you mean"),
         ("[[models]]\npath = 'm'\nignore = ['LIP001']", "number 1: ignore: LIP001 is a soundness code"),
         ("[tool.lipdeploy]\n[other]", "unknown key 'other'"),
+        ("[tool.lipdeploi]\nmax_lipschitz = 0.1", "[tool]: unknown key 'lipdeploi'; did you mean 'lipdeploy'?"),
+        ("[tool]", "no [tool.lipdeploy]"),
+        ("tool = 3", "no [tool.lipdeploy]"),
         ("[tool]\nlipdeploy = 3", "tool.lipdeploy is not a table"),
         ("norm = ", "not a TOML file"),
         ("norm = 'l2'\nnorm = 'l1'", "not a TOML file"),

@@ -178,6 +178,24 @@ def _check_baselines(baseline: str | None, update: bool, targets: Sequence[Targe
             f"--baseline: one certificate, {baseline}, for {len(targets)} models",
             hint="give the folder that holds them, or baseline = … under [[tool.lipdeploy.models]]",
         )
+    _check_one_model_each(targets)
+
+
+def _check_one_model_each(targets: Sequence[Target]) -> None:
+    """A baseline is about one model: in a folder of them, models of one name would all be compared with one of them."""
+    from lipdeploy.cli.ratchet import baseline_of
+
+    owners: dict[str, str] = {}
+    for target in targets:
+        if target.baseline is None or target.problem is not None:
+            continue
+        path = baseline_of(target.path, target.baseline)
+        owner = owners.setdefault(os.path.realpath(path), target.path)
+        if os.path.realpath(owner) != os.path.realpath(target.path):
+            raise InputError(
+                f"--baseline: {path} would be the baseline of {owner} and of {target.path}",
+                hint="give each its own, with baseline = … under [[tool.lipdeploy.models]]",
+            )
 
 
 def _check_files(deliveries: Iterable[Delivery], targets: Sequence[Target], certificate: str | None) -> None:

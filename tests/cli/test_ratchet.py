@@ -225,6 +225,21 @@ def test_a_folder_holds_the_baselines_of_several_models(cli: Cli, dense: Path, b
     assert "--baseline: one certificate" in cli("verify", dense, other, "--baseline", baseline).error
 
 
+def test_models_of_one_name_do_not_share_a_baseline(cli: Cli, dense: Path, baseline: Path, tmp_path: Path) -> None:
+    """In one folder both would be dense.cert.json, so that a model could hide behind the record of another one."""
+    (tmp_path / "other").mkdir()
+    other = model(tmp_path / "other" / "dense.onnx", a=0.25)
+    for words in ((dense, other, "--baseline", baseline.parent), (other, dense, "--baseline", baseline.parent)):
+        result = cli("verify", *words)
+        assert (result.code, result.out) == (2, "")
+        assert f"dense.cert.json would be the baseline of {words[0]} and of {words[1]}" in result.error
+    (tmp_path / "c.toml").write_text(f'[[models]]\npath = "**/dense.onnx"\nbaseline = "{baseline}"\n')
+    assert cli("verify", "--config", tmp_path / "c.toml").code == 2
+    link = tmp_path / "other" / "link"
+    link.symlink_to(tmp_path)
+    assert cli("verify", dense, link / "dense.onnx", "--baseline", baseline.parent).code == 0  # one model, named twice
+
+
 def test_a_configured_baseline_is_relative_to_the_configuration(
     cli: Cli, dense: Path, baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import click
 
-from lipdeploy.cli import report
+from lipdeploy.cli import outputs, report
 from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import (
     debug_option,
@@ -128,6 +129,8 @@ def command(
         raise click.UsageError("--workers is for --engine ray; the local engine uses the threads of ONNX Runtime")
     from lipdeploy.certify.run import Settings
 
+    written = [("--report", page), ("--output", output), ("--resume", journal)]
+    outputs.check(written, outputs.places([(data, "the data"), (labels, "the labels"), *outputs.files_of(model)]))
     settings = Settings(
         norm=norm,
         certify=certify,
@@ -138,7 +141,9 @@ def command(
         limit=limit,
         workers=workers,
     )
-    outcome = _certified(_prepared(model, data, labels, settings), engine, journal, epsilons, linf_epsilons)
+    task = _prepared(model, data, labels, settings)
+    outputs.check(written, outputs.places(_read(task)))  # what only opening the model and the data tells
+    outcome = _certified(task, engine, journal, epsilons, linf_epsilons)
     _deliver(outcome, page, as_json, output)
     return _verdict(outcome.at, min_certified)
 
@@ -152,6 +157,11 @@ def _prepared(model: str, data: str, labels: str | None, settings: Settings) -> 
         need("PIL", purpose=f"{data}: reading images", install="pillow")
     with report.working(f"verifying {model}, opening {data}"):
         return prepare(model, data, settings, labels=labels)
+
+
+def _read(task: Task) -> Iterator[tuple[outputs.Path, str]]:
+    yield from outputs.external_data(task.model, task.verdict.external_sha256)
+    yield from ((path, "a file of the data set") for path in task.data.files)
 
 
 def _certified(

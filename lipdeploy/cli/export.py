@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipdeploy.cli import inputs, needs, report, verdicts
+from lipdeploy.cli import inputs, needs, outputs, report, verdicts
 from lipdeploy.cli.options import (
     debug_option,
     graph_output_option,
@@ -109,6 +109,8 @@ def command(
     """
     needs.need("torch", purpose="export", install="lipdeploy[export]")
     needs.need("onnxscript", purpose="export", install="lipdeploy[export]")
+    read = [(checkpoint, "the checkpoint"), (class_names, "the class names"), (samples, "the samples")]
+    outputs.check([("--output", path) for path, _ in outputs.files_of(output)], outputs.places(read))
     names = None if class_names is None else inputs.read_lines(class_names)
     rows = None if samples is None else inputs.read_array(samples)
     example = _example(shapes, rows, input_dtype, input_scale, 2 if dynamic_batch else 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-from lipdeploy.cli import report
+from lipdeploy.cli import outputs, report
 from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option
 from lipdeploy.errors import InputError
@@ -28,6 +29,9 @@ def command(model: str, key: str, passphrase_file: str | None, output: str | Non
     from lipdeploy import signing
     from lipdeploy.verify import certificate, verify
 
+    target = signing.signature_path(model) if output is None else Path(output)
+    files = [entry for entry in outputs.files_of(model) if entry[1] != outputs.SIGNATURE]
+    _check(target, [*files, (key, "the key"), (passphrase_file, "the passphrase")])
     beside = certificate.certificate_path(model)
     if not beside.exists():
         raise InputError(f"{beside}: no certificate to sign", hint=f"lipdeploy verify {model} --write-certificate")
@@ -35,10 +39,16 @@ def command(model: str, key: str, passphrase_file: str | None, output: str | Non
     with report.working(f"verifying {model}"):
         verdict = verify(model, norm=str(stated["norm"]), output_name=str(stated["output"]))
     verdict.raise_for_status()
+    _check(target, outputs.external_data(model, verdict.external_sha256))
     digests = signing.subjects(model, verdict.file_sha256, verdict.external_sha256)
-    target = signing.sign(model, digests, key, passphrase=_passphrase(passphrase_file), path=output)
+    signing.sign(model, digests, key, passphrase=_passphrase(passphrase_file), path=target)
     report.line(f"signed {', '.join(digests)}: {target}")
     return 0
+
+
+def _check(target: Path, kept: Iterable[tuple[outputs.Path | None, str]]) -> None:
+    """The envelope may replace an older one, and nothing else: a private key cannot be had again."""
+    outputs.check([("--output", target)], outputs.places(kept))
 
 
 def _passphrase(path: str | None) -> bytes | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from lipdeploy.cli import config, formats, outcome, report
+from lipdeploy.cli import config, formats, outcome, outputs, report
 from lipdeploy.cli.config import METHODS, Choices
 from lipdeploy.cli.formats import FORMATS
 from lipdeploy.cli.judging import BESIDE_THE_MODEL, Judged, Request, Target, judge
@@ -108,12 +109,13 @@ def command(
     deliveries = [Delivery(_form(ctx, form, as_json=as_json), None if output == "-" else output), *reports]
     _check_certificate_path(certificate, models)  # before a swallowed MODEL is missed
     request = Request(estimate, certificate, update_baseline, search_seconds, debugging(ctx))
-    targets = config.targets(config.find(configuration), models, options)
+    configured = config.find(configuration)
+    targets = config.targets(configured, models, options)
     if any(target.require_signature for target in targets):
         need("cryptography", purpose="a required signature", install="lipdeploy[sign]")
     _check_certificates(request, targets)
     _check_baselines(baseline, update_baseline, targets)
-    _check_files(deliveries, targets, certificate)
+    _check_files(deliveries, targets, request, configured.path)
     judged = [judge(target, request) for target in targets]
     return _deliver(judged, deliveries)
 
@@ -145,11 +147,7 @@ def _check_certificates(request: Request, targets: Sequence[Target]) -> None:
     if request.certificate is not None:
         _check_unique("--write-certificate", [target.path for target in targets])
     if request.update_baseline:
-        from lipdeploy.cli.ratchet import baseline_of
-
-        _check_unique(
-            "--update-baseline", [str(baseline_of(t.path, t.baseline)) for t in targets if t.baseline is not None]
-        )
+        _check_unique("--update-baseline", [str(path) for path in map(_baseline, targets) if path is not None])
 
 
 def _check_unique(option: str, paths: Sequence[str]) -> None:
@@ -183,13 +181,11 @@ def _check_baselines(baseline: str | None, update: bool, targets: Sequence[Targe
 
 def _check_one_model_each(targets: Sequence[Target]) -> None:
     """A baseline is about one model: in a folder of them, models of one name would all be compared with one of them."""
-    from lipdeploy.cli.ratchet import baseline_of
-
     owners: dict[str, str] = {}
     for target in targets:
-        if target.baseline is None or target.problem is not None:
+        path = _baseline(target)
+        if path is None or target.problem is not None:
             continue
-        path = baseline_of(target.path, target.baseline)
         owner = owners.setdefault(os.path.realpath(path), target.path)
         if os.path.realpath(owner) != os.path.realpath(target.path):
             raise InputError(
@@ -198,28 +194,40 @@ def _check_one_model_each(targets: Sequence[Target]) -> None:
             )
 
 
-def _check_files(deliveries: Iterable[Delivery], targets: Sequence[Target], certificate: str | None) -> None:
-    """No report may overwrite another, a model, or a certificate."""
-    from lipdeploy.cli.ratchet import baseline_of
+def _check_files(
+    deliveries: Iterable[Delivery], targets: Sequence[Target], request: Request, configuration: str
+) -> None:
+    """No certificate and no report may replace what is read here, and no report what is written."""
     from lipdeploy.verify.certificate import certificate_path
 
-    taken = {os.path.realpath(certificate_path(target.path)): "the certificate of a model" for target in targets}
-    taken |= {
-        os.path.realpath(baseline_of(target.path, target.baseline)): "a baseline"
-        for target in targets
-        if target.baseline is not None
-    }
-    taken |= {os.path.realpath(target.path): "one of the models" for target in targets}
-    if certificate:
-        taken[os.path.realpath(certificate)] = "the certificate"
-    for delivery in deliveries:
-        if delivery.file is None:
-            continue
-        real = os.path.realpath(delivery.file)
-        if real in taken:
-            raise InputError(f"--output, --report: {delivery.file} is {taken[real]}", hint="write to another file")
-        if not real.startswith("/dev/"):
-            taken[real] = "already another report"
+    keys = [(target.require_signature, "the key") for target in targets]
+    files = [entry for target in targets for entry in outputs.files_of(target.path)]
+    read = outputs.places([(configuration or None, "the configuration"), *keys, *files])
+    written = [(target, *entry) for target in targets for entry in _certificates(target, request)]
+    for target, option, path in written:
+        own = os.path.realpath(certificate_path(target.path))
+        if os.path.realpath(path) != own or read[own] != outputs.CERTIFICATE:
+            outputs.check([(option, path)], read)
+    baselines = [(_baseline(target), "a baseline") for target in targets]
+    kept = outputs.places([*((path, "the certificate") for _, _, path in written), *baselines])
+    outputs.check((("--output, --report", delivery.file) for delivery in deliveries), {**kept, **read})
+
+
+def _certificates(target: Target, request: Request) -> Iterator[tuple[str, Path]]:
+    """Where a proven model leaves certificates, with the option that asks for each."""
+    from lipdeploy.verify.certificate import certificate_path
+
+    if request.certificate is not None:
+        yield "--write-certificate", Path(request.certificate or certificate_path(target.path))
+    baseline = _baseline(target) if request.update_baseline else None
+    if baseline is not None:
+        yield "--update-baseline", baseline
+
+
+def _baseline(target: Target) -> Path | None:
+    from lipdeploy.cli.ratchet import baseline_of
+
+    return None if target.baseline is None else baseline_of(target.path, target.baseline)
 
 
 def _deliver(judged: Sequence[Judged], deliveries: Iterable[Delivery]) -> int:

@@ -127,6 +127,53 @@ def test_output_goes_to_a_file_whole_or_not_at_all(cli: Cli, dense: Path, data: 
     assert cli("certify", dense, data, "--report", tmp_path / "nowhere" / "x").code == 2
 
 
+OVERWRITING = [
+    (("--output", "d.npz"), "--output: d.npz is the data"),
+    (("--output", "dense.onnx"), "--output: dense.onnx is one of the models"),
+    (("--output", "dense.cert.json"), "is the certificate of a model"),
+    (("--resume", "dense.sig.json"), "is the signature of a model"),
+    (("--labels", "y.npy", "--output", "y.npy"), "y.npy is the labels"),
+    (("--output", "r.html", "--report", "link.html"), "--output: r.html is already another output"),
+    (("--resume", "j", "--output", "j"), "--resume: j is already another output"),
+    (("--report", "page.html"), "page.html is one of the models"),
+]
+
+
+@pytest.mark.parametrize(("words", "phrase"), OVERWRITING)
+def test_no_output_replaces_what_is_read_or_another_output(
+    words: tuple[str, ...], phrase: str, cli: Cli, dense: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dense.parent)
+    np.save("y.npy", Y)
+    Path("page.html").symlink_to("dense.onnx")
+    Path("link.html").symlink_to("r.html")
+    before = {path: path.read_bytes() for path in dense.parent.iterdir() if path.exists()}
+    result = cli("certify", "dense.onnx", "d.npz", *words)
+    assert (result.code, result.out) == (2, "")
+    assert phrase in result.error
+    assert {path: path.read_bytes() for path in dense.parent.iterdir() if path.exists()} == before
+
+
+def test_no_output_replaces_a_sample_or_labels_that_were_found(
+    cli: Cli, dense: Path, square: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.certify.conftest import write_folder
+
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    np.save("y.npy", Y)
+    write_folder(tmp_path / "set", np.zeros((2, 2, 2), np.uint8), np.array([0, 1]), ("0", "1"))
+    for words in ((dense, "x.npy", "--output", "y.npy"), (square, "set", "--output", "set/0/0000.png")):
+        before = Path(words[-1]).read_bytes()
+        assert f"--output: {words[-1]} is a file of the data set" in cli("certify", *words).error
+        assert Path(words[-1]).read_bytes() == before
+
+
+def test_several_outputs_may_go_to_a_device(cli: Cli, dense: Path, data: Path) -> None:
+    words = ("--report", "/dev/null", "--output", "/dev/null", "--json")
+    assert cli("certify", dense, data, *words).code == 0
+
+
 def test_an_interrupted_run_goes_on(
     cli: Cli, dense: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

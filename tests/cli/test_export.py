@@ -84,6 +84,16 @@ def net(tmp_path: Path) -> Path:
     return tmp_path / "net.py"
 
 
+@pytest.mark.parametrize("option", ["--checkpoint", "--class-names", "--samples"])
+@pytest.mark.parametrize("name", ["m.onnx", "m.onnx.data", "m.cert.json"])
+def test_no_file_of_the_model_replaces_what_it_is_made_from(option: str, name: str, cli: Cli, net: Path) -> None:
+    given = net.with_name(name)
+    given.write_text("given")
+    result = cli("export", f"{net}:build", "-o", net.with_name("m.onnx"), "--input-shape", "4", option, given)
+    assert (result.code, given.read_text()) == (2, "given")
+    assert f"--output: {given} is the {option[2:].replace('-', ' ')}" in result.error
+
+
 def left_in(folder: Path) -> set[str]:
     """What lies in the folder, apart from Python's caches."""
     return {path.name for path in folder.iterdir() if path.name != "__pycache__"}

@@ -352,13 +352,21 @@ def test_a_report_that_cannot_be_written_hides_no_other(cli: Cli, dense: Path, t
         (("--report", "sarif"), "'sarif' is not FMT=FILE with FMT one of text, json, sarif"),
         (("--report", "pdf=r.pdf"), "'pdf=r.pdf' is not FMT=FILE"),
         (("--report", "sarif="), "'sarif=' is not FMT=FILE"),
-        (("--report", "sarif=r", "--report", "junit=./r"), "is already another report"),
-        (("--report", "sarif=r", "--output", "r"), "is already another report"),
+        (("--report", "sarif=r", "--report", "junit=./r"), "is already another output"),
+        (("--report", "sarif=r", "--output", "r"), "is already another output"),
         (("--report", "sarif=dense.onnx"), "dense.onnx is one of the models"),
         (("--report", "sarif=c.json", "--write-certificate", "c.json"), "c.json is the certificate"),
         (("--report", "sarif=c.json", "--baseline", "c.json"), "c.json is a baseline"),
         (("--report", "sarif=b/dense.cert.json", "--baseline", "b"), "dense.cert.json is a baseline"),
         (("--report", "json=dense.cert.json"), "dense.cert.json is the certificate of a model"),
+        (("--report", "json=dense.sig.json"), "dense.sig.json is the signature of a model"),
+        (("--report", "json=dense.onnx.data"), "dense.onnx.data is the external data of a model"),
+        (("--output", "key.pem", "--require-signature", "key.pem"), "key.pem is the key"),
+        (("--output", "c.toml", "--config", "c.toml"), "c.toml is the configuration"),
+        (("--write-certificate", "link.json"), "--write-certificate: link.json is one of the models"),
+        (("--write-certificate", "dense.sig.json"), "dense.sig.json is the signature of a model"),
+        (("--write-certificate", "k.json", "--require-signature", "k.json"), "k.json is the key"),
+        (("--baseline", "link.json", "--update-baseline"), "--update-baseline: link.json is one of the models"),
         (("--json", "--format", "sarif"), "--json and --format sarif"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -367,6 +375,8 @@ def test_unusable_reports_are_usage_errors(
     words: tuple[str, ...], phrase: str, cli: Cli, dense: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(dense.parent)
+    Path("link.json").symlink_to("dense.onnx")
+    Path("c.toml").write_text("max_lipschitz = 9")
     before = {path: path.read_bytes() for path in dense.parent.iterdir()}
     result = cli("verify", "dense.onnx", *words)
     assert (result.code, result.out) == (2, "")

@@ -305,6 +305,21 @@ def test_update_baseline_needs_one_baseline_per_requirement(
     assert result.code == 2
 
 
+def test_update_baseline_leaves_the_certificate_of_another_model_alone(
+    cli: Cli, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    model(tmp_path / "other" / "dense.onnx", a=0.25)
+    (tmp_path / "c.toml").write_text(
+        '[[models]]\npath = "dense.onnx"\nbaseline = "other"\n[[models]]\npath = "other/dense.onnx"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    result = cli("verify", "--config", "c.toml", "--update-baseline")
+    assert (result.code, result.out) == (2, "")
+    assert "--update-baseline: other/dense.cert.json is the certificate of a model" in result.error
+    assert cli("verify", dense, "--baseline", tmp_path, "--update-baseline").code == 0  # beside it is its own
+
+
 def test_a_folder_that_is_missing_is_not_taken_for_a_file(cli: Cli, dense: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert f"{missing / 'dense.cert.json'}: there is no baseline" in cli("verify", dense, "--baseline", missing).error

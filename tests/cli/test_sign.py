@@ -155,19 +155,47 @@ def test_the_configuration_requires(
     assert cli("verify").code == 4
 
 
-def test_external_data_is_signed(cli: Cli, tmp_path: Path) -> None:
-    private, public = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate())
-    path = tmp_path / "m.onnx"
+def with_external_data(path: Path, location: str) -> Path:
     model = onnx.parser.parse_model(DENSE)
     for tensor in model.graph.initializer:  # only raw data can move out
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-    onnx.save_model(model, str(path), save_as_external_data=True, location="m.data", size_threshold=0)
+    onnx.save_model(model, str(path), save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def test_external_data_is_signed(cli: Cli, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate())
+    path = with_external_data(tmp_path / "m.onnx", "m.data")
     assert cli("verify", path, "--write-certificate").code == 0
     assert cli("sign", path, "--key", private).code == 0
     assert cli("verify", path, "--require-signature", public).code == 0
     statement = json.loads(base64.b64decode(json.loads(envelope_of(path).read_text())["payload"]))
     names = [subject["name"] for subject in statement["subject"]]
     assert names == ["m.onnx", "m.data", "m.cert.json"]
+
+
+@pytest.mark.parametrize("where", ["key.pem", "dense.onnx", "dense.cert.json", "word", "link"])
+def test_the_envelope_replaces_nothing_but_an_envelope(
+    where: str, cli: Cli, signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(signed.parent)
+    Path("word").write_text("open sesame")
+    Path("link").symlink_to("key.pem")
+    before = {path.name: path.read_bytes() for path in signed.parent.iterdir()}
+    result = cli("sign", signed, "--key", keys[0], "--passphrase-file", "word", "-o", where)
+    assert result.code == 2
+    assert f"--output: {where} is " in result.error
+    assert {path.name: path.read_bytes() for path in signed.parent.iterdir()} == before
+    assert cli("sign", signed, "--key", keys[0], "-o", "dense.sig.json").code == 0
+
+
+def test_the_envelope_does_not_replace_external_data(cli: Cli, tmp_path: Path) -> None:
+    private, _ = write_keys(tmp_path, ed25519.Ed25519PrivateKey.generate())
+    path = with_external_data(tmp_path / "m.onnx", "m.weights")
+    before = (tmp_path / "m.weights").read_bytes()
+    assert cli("verify", path, "--write-certificate").code == 0
+    assert "is the external data" in cli("sign", path, "--key", private, "-o", tmp_path / "m.weights").error
+    assert (tmp_path / "m.weights").read_bytes() == before
 
 
 def test_an_encrypted_key(cli: Cli, dense: Path, tmp_path: Path) -> None:

@@ -44,38 +44,59 @@ def signature_path(model: str | os.PathLike[str]) -> Path:
     return certificate.beside(model, ".sig.json")
 
 
-def subjects(model: str | os.PathLike[str], file_sha256: str, external_sha256: Digests) -> dict[str, str]:
+def subjects(
+    model: str | os.PathLike[str], file_sha256: str, external_sha256: Digests, *, certified: bytes | None = None
+) -> dict[str, str]:
     """What a signature is about: the files' names, relative to the model's folder, with their SHA-256 digests.
 
-    ``file_sha256`` and ``external_sha256`` are the digests of the bytes that were verified (``Verdict`` has them).
+    ``file_sha256`` and ``external_sha256`` are the digests of the bytes that were verified (``Verdict`` has them),
+    ``certified`` the certificate's bytes (default: those beside the model).
     Raises ``IntegrityError`` when there is no certificate beside the model.
     """
-    beside = certificate.certificate_path(model)
-    if not beside.exists():
-        raise _contradiction(f"{beside}: there is no certificate, and a signature is about one")
-    content = read_file(beside, certificate.LARGEST)
+    content = read_certificate(model) if certified is None else certified
     return {
         Path(model).name: file_sha256,
         **dict(sorted(external_sha256.items())),
-        beside.name: hashlib.sha256(content).hexdigest(),
+        certificate.certificate_path(model).name: hashlib.sha256(content).hexdigest(),
     }
+
+
+def read_certificate(model: str | os.PathLike[str]) -> bytes:
+    """The certificate beside ``model``. Raises ``IntegrityError`` when there is none."""
+    beside = certificate.certificate_path(model)
+    if not beside.exists():
+        raise _contradiction(f"{beside}: there is no certificate, and a signature is about one")
+    return certificate.read_bytes(beside)
+
+
+def parsed(path: str | os.PathLike[str], content: bytes) -> Any:
+    """``content`` as one JSON document in UTF-8, no key twice, every number finite. Raises ``IntegrityError``."""
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise _contradiction(f"{os.fspath(path)}: not strict JSON: {error}") from error
+    return document
 
 
 def sign(
     model: str | os.PathLike[str],
     digests: Digests,
+    certified: bytes,
     key: str | os.PathLike[str],
     *,
     passphrase: bytes | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Sign ``digests`` (see ``subjects``) and the certificate beside ``model`` with the private key in ``key``.
+    """Sign ``digests`` (see ``subjects``) and the certificate ``certified`` with the private key in ``key``.
 
+    What is signed are these bytes, whatever lies beside ``model`` by now: they are what was proven.
     Returns the envelope's path (default: ``signature_path``), written whole or not at all. Raises ``InputError`` when
     the key cannot be read or is of another kind.
     """
     private = _private_key(Path(key), passphrase)
-    payload = json.dumps(_statement(model, digests), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    statement = _statement(digests, parsed(certificate.certificate_path(model), certified))
+    payload = json.dumps(statement, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
     signature = {"keyid": key_id(private.public_key()), "sig": _text(_signed(private, _to_be_signed(payload)))}
     envelope = {"payloadType": PAYLOAD_TYPE, "payload": _text(payload), "signatures": [signature]}
     target = signature_path(model) if path is None else Path(path)
@@ -86,15 +107,17 @@ def sign(
 def check(model: str | os.PathLike[str], digests: Digests, key: str | os.PathLike[str]) -> str:
     """The ``keyid`` of the signature beside ``model`` that the public key in ``key`` accepts for ``digests``.
 
-    Raises ``IntegrityError`` (LIP023) when there is no such signature, or it is about other bytes; ``InputError`` when
-    the key cannot be read.
+    Raises ``IntegrityError`` (LIP023) when there is no such signature, it is about other bytes, or it states another
+    certificate than the one beside ``model``; ``InputError`` when the key cannot be read.
     """
     public = _public_key(Path(key))
     beside = signature_path(model)
     payload, signatures = _envelope(beside)
     if not any(_accepts(public, signature, _to_be_signed(payload)) for signature in signatures):
         raise _contradiction(f"{beside}: no signature in it was made with the key in {os.fspath(key)}")
-    _compare(beside, _document(beside, payload), digests)
+    statement = _document(beside, payload)
+    _compare(beside, statement, digests)
+    _compare_predicate(beside, statement, model, digests)
     return key_id(public)
 
 
@@ -105,12 +128,12 @@ def key_id(key: PublicKey) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _statement(model: str | os.PathLike[str], digests: Digests) -> dict[str, Any]:
+def _statement(digests: Digests, predicate: Any) -> dict[str, Any]:
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in digests.items()],
         "predicateType": PREDICATE_TYPE,
-        "predicate": certificate.read(certificate.certificate_path(model)),
+        "predicate": predicate,
     }
 
 
@@ -147,21 +170,21 @@ def _envelope(path: Path) -> tuple[bytes, list[bytes]]:
     if not path.exists():
         raise _contradiction(f"{path}: there is no signature, and one is required")
     try:
-        envelope = json.loads(read_file(path, LARGEST_ENVELOPE))
+        envelope = parsed(path, read_file(path, LARGEST_ENVELOPE))
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"its payload is not {PAYLOAD_TYPE}")
         signatures = [_binary(entry["sig"]) for entry in envelope["signatures"]]
         return _binary(envelope["payload"]), signatures
-    except (InputError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (InputError, LookupError, TypeError, ValueError) as error:
         raise _contradiction(f"{path}: not a DSSE envelope: {error}") from error
 
 
 def _document(path: Path, payload: bytes) -> Mapping[str, Any]:
     """The signed statement: whoever holds the key wrote it, but it still has to be one of ours."""
+    statement = parsed(f"{path}, payload", payload)
     try:
-        statement = json.loads(payload)
         kinds = statement["_type"], statement["predicateType"]
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError) as error:
         raise _contradiction(f"{path}: not an in-toto statement: {error}") from error
     if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise _contradiction(f"{path}: a statement of type {kinds}, not about a lipdeploy certificate")
@@ -178,6 +201,37 @@ def _compare(path: Path, statement: Mapping[str, Any], digests: Digests) -> None
             raise _contradiction(f"{path}: '{name}' is not the file that was signed")
     if len(statement["subject"]) != len(digests):
         raise _contradiction(f"{path}: signs other files than the model, its external data and its certificate")
+
+
+def _compare_predicate(
+    path: Path, statement: Mapping[str, Any], model: str | os.PathLike[str], digests: Digests
+) -> None:
+    """The predicate is the certificate: who reads the statement alone must not read other numbers."""
+    beside, content = certificate.certificate_path(model), read_certificate(model)
+    if hashlib.sha256(content).hexdigest() != digests.get(beside.name):
+        raise _contradiction(f"{beside}: changed while it was read")
+    if not _is_same(statement.get("predicate"), parsed(beside, content)):
+        raise _contradiction(f"{path}: its predicate is not the certificate {beside.name}")
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Whether two JSON documents are the same: 1 and 1.0 are one number, and neither is true."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_is_same(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_is_same, first, second))
+    return isinstance(first, bool) == isinstance(second, bool) and bool(first == second)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 def _contradiction(message: str) -> IntegrityError:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lipdeploy.cli import outputs, report
 from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option
-from lipdeploy.errors import InputError
+from lipdeploy.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from lipdeploy.verify import Verdict
 
 
 @click.command("sign")
@@ -27,23 +31,35 @@ def command(model: str, key: str, passphrase_file: str | None, output: str | Non
     """
     need("cryptography", purpose="lipdeploy sign", install="lipdeploy[sign]")
     from lipdeploy import signing
-    from lipdeploy.verify import certificate, verify
 
     target = signing.signature_path(model) if output is None else Path(output)
     files = [entry for entry in outputs.files_of(model) if entry[1] != outputs.SIGNATURE]
     _check(target, [*files, (key, "the key"), (passphrase_file, "the passphrase")])
+    with report.working(f"verifying {model}"):
+        certified, verdict = _proven(model)
+    _check(target, outputs.external_data(model, verdict.external_sha256))
+    digests = signing.subjects(model, verdict.file_sha256, verdict.external_sha256, certified=certified)
+    signing.sign(model, digests, certified, key, passphrase=_passphrase(passphrase_file), path=target)
+    report.line(f"signed {', '.join(digests)}: {target}")
+    return 0
+
+
+def _proven(model: str) -> tuple[bytes, Verdict]:
+    """The certificate's bytes and what proves them; a file that changes meanwhile is not what is signed."""
+    from lipdeploy import signing
+    from lipdeploy.verify import certificate, verify
+
     beside = certificate.certificate_path(model)
     if not beside.exists():
         raise InputError(f"{beside}: no certificate to sign", hint=f"lipdeploy verify {model} --write-certificate")
-    stated = certificate.read(beside)["statement"]
-    with report.working(f"verifying {model}"):
-        verdict = verify(model, norm=str(stated["norm"]), output_name=str(stated["output"]))
+    certified, content = signing.read_certificate(model), certificate.read(beside)
+    if signing.parsed(beside, certified) != content:
+        raise IntegrityError(f"{beside}: changed while it was read", hint="try again when nobody writes to it")
+    norm, output = (str(content["statement"][key]) for key in ("norm", "output"))
+    verdict = verify(model, norm=norm, output_name=output, method="best")  # with the multipliers that it stores
     verdict.raise_for_status()
-    _check(target, outputs.external_data(model, verdict.external_sha256))
-    digests = signing.subjects(model, verdict.file_sha256, verdict.external_sha256)
-    signing.sign(model, digests, key, passphrase=_passphrase(passphrase_file), path=target)
-    report.line(f"signed {', '.join(digests)}: {target}")
-    return 0
+    certificate.check(beside, content, lambda *_: verdict)  # verify read the file once more, and it may be another
+    return certified, verdict
 
 
 def _check(target: Path, kept: Iterable[tuple[outputs.Path | None, str]]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -137,6 +139,119 @@ def test_a_damaged_envelope(cli: Cli, signed: Path, keys: tuple[Path, Path], dam
     damage(document)
     envelope_of(signed).write_text(json.dumps(document))
     assert cli("verify", signed, "--require-signature", keys[1]).code == 4
+
+
+def resign(model: Path, private: Path, payload: bytes) -> None:
+    """The owner of the key signs whatever ``payload`` says."""
+    from lipdeploy import signing
+
+    key = signing._private_key(private, None)
+    signature = {"sig": base64.b64encode(signing._signed(key, signing._to_be_signed(payload))).decode()}
+    envelope = {"payloadType": signing.PAYLOAD_TYPE, "payload": base64.b64encode(payload).decode()}
+    envelope_of(model).write_text(json.dumps({**envelope, "signatures": [signature]}))
+
+
+def statement_of(model: Path) -> dict[str, Any]:
+    return dict(json.loads(base64.b64decode(json.loads(envelope_of(model).read_text())["payload"])))
+
+
+def test_numbers_may_be_written_in_another_way(cli: Cli, signed: Path, keys: tuple[Path, Path]) -> None:
+    statement = json.loads(
+        json.dumps(statement_of(signed)), parse_float=lambda text: int(f) if (f := float(text)).is_integer() else f
+    )
+    resign(signed, keys[0], json.dumps(statement, indent=3).encode())
+    assert cli("verify", signed, "--require-signature", keys[1]).code == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(predicate=None),
+        lambda d: d.pop("predicate"),
+        lambda d: d["predicate"]["statement"].update(lipschitz_bound="0.0001"),
+        lambda d: d["predicate"]["statement"]["pairwise"][0].__setitem__(0, False),
+        lambda d: d["predicate"]["nodes"].pop(),
+        lambda d: d["predicate"].update(more=1),
+    ],
+)
+def test_the_predicate_is_the_certificate(
+    cli: Cli, signed: Path, keys: tuple[Path, Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Who reads the signed statement alone must not read another bound."""
+    statement = statement_of(signed)
+    change(statement)
+    resign(signed, keys[0], json.dumps(statement).encode())
+    result = cli("verify", signed, "--require-signature", keys[1], "--json")
+    assert result.code == 4
+    message = result.document["models"][0]["refusals"][0]["message"]
+    assert "its predicate is not the certificate dense.cert.json" in message
+
+
+@pytest.mark.parametrize(
+    ("spoil", "phrase"),
+    [
+        (lambda text: text.encode("utf-16"), "not strict JSON"),
+        (lambda text: text.replace("{", '{"_type": "x", ', 1).encode(), "a key occurs twice"),
+        (lambda text: text.replace("{", '{"more": NaN, ', 1).encode(), "NaN is not a number"),
+        (lambda text: text.replace("{", '{"more": "\\ud800", ', 1).encode(), "not strict JSON"),
+    ],
+)
+@pytest.mark.parametrize("where", ["envelope", "payload"])
+def test_json_that_readers_understand_differently(
+    cli: Cli, signed: Path, keys: tuple[Path, Path], where: str, spoil: Callable[[str], bytes], phrase: str
+) -> None:
+    if where == "payload":
+        resign(signed, keys[0], spoil(json.dumps(statement_of(signed))))
+    else:
+        text = envelope_of(signed).read_text()
+        doubled = text.replace("{", '{"_type": "y", ', 1) if "twice" in phrase else text
+        envelope_of(signed).write_bytes(spoil(doubled))
+    result = cli("verify", signed, "--require-signature", keys[1], "--json")
+    assert result.code == 4
+    assert phrase in result.document["models"][0]["refusals"][0]["message"]
+
+
+def test_what_is_signed_is_what_was_proven(
+    cli: Cli, dense: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes the certificate while the model is being proven."""
+    import lipdeploy.verify
+
+    assert cli("verify", dense, "--write-certificate").code == 0
+    beside, verify = dense.with_suffix(".cert.json"), lipdeploy.verify.verify
+    honest = beside.read_text()
+    forged = honest.replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.0001')
+
+    def replaced(new: str, *words: Any, **options: Any) -> Any:
+        verdict = verify(*words, **options)
+        beside.write_text(new)
+        return verdict
+
+    monkeypatch.setattr(lipdeploy.verify, "verify", functools.partial(replaced, forged))
+    assert cli("sign", dense, "--key", keys[0]).code == 0
+    assert statement_of(dense)["predicate"] == json.loads(honest)
+    beside.write_text(honest)
+    monkeypatch.setattr(lipdeploy.verify, "verify", verify)
+    assert cli("verify", dense, "--require-signature", keys[1]).code == 0
+
+
+def test_what_was_read_is_proven_although_the_file_is_honest_by_then(
+    cli: Cli, dense: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lipdeploy.verify
+
+    assert cli("verify", dense, "--write-certificate").code == 0
+    beside, verify = dense.with_suffix(".cert.json"), lipdeploy.verify.verify
+    honest = beside.read_text()
+    beside.write_text(honest.replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.0001'))
+
+    def honest_again(*words: Any, **options: Any) -> Any:
+        beside.write_text(honest)
+        return verify(*words, **options)
+
+    monkeypatch.setattr(lipdeploy.verify, "verify", honest_again)
+    assert cli("sign", dense, "--key", keys[0]).code == 4
+    assert not envelope_of(dense).exists()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '"sig"'])

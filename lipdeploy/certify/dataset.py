@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -184,14 +185,16 @@ def _as_labels(found: Mapped | Streamed) -> Array:
 
 def _folder(path: Path, class_names: Sequence[str], classes: int | None) -> DataSet:
     with reading(str(path)):
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        entries = sorted(path.iterdir())
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not folders:
         raise InputError(f"{path}: no sub-folders", hint="one sub-folder of images per class")
     numbers = _class_numbers(path, [folder.name for folder in folders], class_names, classes)
-    images, labels, left_out = [], [], 0
+    left_out = sum(_is_of_no_class(entry) for entry in entries if not entry.is_dir())
+    images, labels = [], []
     for folder in folders:
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            if file.suffix.lower() in FORMATS and not file.name.startswith("."):
+        for file in _files_below(folder):
+            if _is_image(file):
                 images.append(file)
                 labels.append(numbers[folder.name])
             else:
@@ -204,6 +207,45 @@ def _folder(path: Path, class_names: Sequence[str], classes: int | None) -> Data
     return DataSet(
         "images", str(path), rows, np.array(labels, np.int64), f"{path}: sub-folders", tuple(images), left_out
     )
+
+
+def _is_of_no_class(entry: Path) -> bool:
+    """True for a file beside the sub-folders, which is left out; an image there is a sample that nobody would count."""
+    if _is_image(_present(entry)):
+        raise InputError(
+            f"{entry}: lies in no sub-folder, so it has no class", hint="move it into the sub-folder of its class"
+        )
+    return True
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Every file of a class, in order. What cannot be read is an error: left out, it would be a sample not counted."""
+    found = []
+    with reading(str(folder)):
+        for parent, folders, files in os.walk(folder, onerror=_raise):
+            for inner in (Path(parent, name) for name in folders):
+                if inner.is_symlink():
+                    raise InputError(
+                        f"{inner}: a link to a folder, which is not followed", hint="copy its images there"
+                    )
+            found += [_present(Path(parent, name)) for name in files]
+    return sorted(found)
+
+
+def _raise(problem: OSError) -> None:
+    raise problem
+
+
+def _present(file: Path) -> Path:
+    """``file``, unless it is a broken link (git-annex and DVC leave these for what was not fetched), or a pipe."""
+    if not file.is_file():
+        problem = "a link to nothing" if file.is_symlink() and not file.exists() else "not a regular file"
+        raise InputError(f"{file}: {problem}", hint="fetch or copy the file, or delete the entry")
+    return file
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in FORMATS and not file.name.startswith(".")
 
 
 def _class_numbers(path: Path, names: Sequence[str], class_names: Sequence[str], classes: int | None) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import struct
 import tracemalloc
 import warnings
@@ -97,6 +98,43 @@ def test_unnamed_classes_need_one_folder_each(tmp_path: Path) -> None:
         open_data(str(path), classes=3)
     with pytest.raises(InputError, match="sub-folder 'dog' is none of the model's classes"):
         open_data(str(path), classes=2, class_names=("cat", "cow"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "phrase"),
+    [
+        ("1/annex.png", "broken link", "annex.png: a link to nothing"),
+        ("1/deep/annex.png", "broken link", "annex.png: a link to nothing"),
+        ("2", "broken link", "2: a link to nothing"),
+        ("1/pipe.png", "pipe", "pipe.png: not a regular file"),
+        ("pipe.png", "pipe", "pipe.png: not a regular file"),
+        ("1/more", "link to a folder", "more: a link to a folder, which is not followed"),
+        ("stray.png", "image", "stray.png: lies in no sub-folder, so it has no class"),
+    ],
+)
+def test_no_image_is_left_out_uncounted(name: str, kind: str, phrase: str, tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "set", PIXELS, LABELS, ("0", "1"))
+    odd = path / name
+    odd.parent.mkdir(exist_ok=True)
+    {
+        "broken link": lambda: odd.symlink_to("nowhere.png"),
+        "pipe": lambda: os.mkfifo(odd),
+        "link to a folder": lambda: odd.symlink_to("../0"),
+        "image": lambda: odd.symlink_to("0/0000.png"),
+    }[kind]()
+    with pytest.raises(InputError, match=phrase):
+        open_data(str(path), classes=2)
+
+
+def test_links_to_images_and_to_classes_are_followed_and_other_files_counted(tmp_path: Path) -> None:
+    path = write_folder(tmp_path / "elsewhere", PIXELS, LABELS, ("0", "1"))
+    linked = tmp_path / "set"
+    (linked / "0").mkdir(parents=True)
+    (linked / "1").symlink_to(path / "1")
+    (linked / "0" / "a.png").symlink_to(path / "0" / "0000.png")
+    (linked / "README").write_text("not an image")
+    data = open_data(str(linked), classes=2)
+    assert (len(data), data.left_out) == (1 + int(LABELS.sum()), 1)
 
 
 def test_images_of_two_sizes_are_named(tmp_path: Path) -> None:

@@ -152,6 +152,26 @@ def test_junit_is_read_by_junitparser(cli: Cli, mixed: tuple[Path, ...], tmp_pat
     assert next(iter(suite)).result[0].type == "exceeded"
 
 
+def test_junit_tells_two_requirements_on_one_model_apart(
+    cli: Cli, dense: Path, unknown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dense.parent)
+    Path("c.toml").write_text(
+        '[[models]]\npath = "*.onnx"\nmax_lipschitz = 9\n[[models]]\npath = "dense.onnx"\nmax_lipschitz = 0.4\n'
+        '[[models]]\npath = "unknown.onnx"\nmax_lipschitz = 0.4\n'
+    )
+    (suite,) = JUnitXml.fromstring(report_of(cli, "junit", "--config", "c.toml").encode())
+    outcomes = [(case.classname, case.name, [fault.type for fault in case.result]) for case in suite]
+    assert outcomes == [
+        ("dense.onnx", "proven in l2, within the limit", []),
+        ("unknown.onnx", "proven in l2, within the limit", ["LIP001"]),
+        ("unknown.onnx", "LIP001 wobble", ["LIP001"]),
+        ("dense.onnx", "proven in l2, within the limit (2)", ["exceeded"]),
+        ("unknown.onnx", "proven in l2, within the limit (2)", ["LIP001"]),
+        ("unknown.onnx", "LIP001 wobble (2)", ["LIP001"]),
+    ]
+
+
 def test_junit_of_a_proven_model_passes(cli: Cli, dense: Path) -> None:
     (suite,) = JUnitXml.fromstring(report_of(cli, "junit", dense).encode())
     (case,) = suite

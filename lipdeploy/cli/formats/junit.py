@@ -6,7 +6,7 @@ cannot hold are shown escaped, everything beyond ASCII as character references, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from xml.etree import ElementTree as Tree
 
 from lipdeploy.cli import findings, report
@@ -19,7 +19,7 @@ FAILED_STATUSES = {"exceeded", "refused", "integrity"}
 
 def render(judged: Sequence[Judged]) -> str:
     """The report as one XML document."""
-    cases = [case for one in judged for case in _cases(one)]
+    cases = _distinct(case for one in judged for case in _cases(one))
     counts = {
         "tests": str(len(cases)),
         "failures": str(sum(case.find("failure") is not None for case in cases)),
@@ -34,6 +34,21 @@ def render(judged: Sequence[Judged]) -> str:
     Tree.indent(root)
     data: bytes = Tree.tostring(root, encoding="us-ascii", xml_declaration=True)
     return data.decode("ascii") + "\n"
+
+
+def _distinct(cases: Iterable[Tree.Element]) -> list[Tree.Element]:
+    """The cases; of several with one name, as of a model under several requirements, the later ones are numbered.
+
+    Readers take two cases of one name for one test that ran twice, and may show the last result only.
+    """
+    listed, seen = list(cases), set()
+    for case in listed:
+        name, count = case.attrib["name"], 1
+        while (case.attrib["classname"], case.attrib["name"]) in seen:
+            count += 1
+            case.set("name", f"{name} ({count})")
+        seen.add((case.attrib["classname"], case.attrib["name"]))
+    return listed
 
 
 def _cases(one: Judged) -> Iterator[Tree.Element]:

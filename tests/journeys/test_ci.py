@@ -213,7 +213,19 @@ def test_the_action_ends_with_the_exit_code_of_the_gate(models: str, code: str, 
     write_model(project / "models" / "odd.onnx", UNKNOWN)
     done, outputs, _ = act(shell, project, models=models)
     assert (str(done.returncode), outputs["exit-code"]) == (code, code), done.stdout + done.stderr
+    assert all(Path(outputs[name]).is_file() for name in set(outputs) - {"exit-code"})
+    assert done.stdout.count("::error ") == 1
     assert not (project / "injected").exists()
+
+
+def test_where_nothing_was_judged_the_action_names_no_reports_and_says_why(project: Path, shell: Shell) -> None:
+    (project / ".lipdeploy.toml").write_text('norm = "100%\\n::notice::l2"')
+    done, outputs, summary = act(shell, project)
+    assert (done.returncode, outputs, summary) == (2, {"exit-code": "2"}, "")
+    assert done.stderr.startswith("error: ")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("::error title=lipdeploy verify::") and "is not known (try: one of l2, linf" in line
+    assert "100%25\\n::notice" in line
 
 
 def test_a_crash_ends_the_action_with_5(project: Path, shell: Shell, tmp_path: Path) -> None:
@@ -224,7 +236,8 @@ def test_a_crash_ends_the_action_with_5(project: Path, shell: Shell, tmp_path: P
         LIPDEPLOY="lipdeploy", MODELS="models/plain.onnx", NORM="", MAX_LIPSCHITZ="", BASELINE="", CONFIG="",
     )  # fmt: skip
     assert done.returncode == 5
-    assert "exit-code=5" in (tmp_path / "out").read_text()
+    assert (tmp_path / "out").read_text() == "exit-code=5\n"
+    assert "::error title=lipdeploy verify::internal error: ImportError: click is damaged" in done.stdout
 
 
 def test_the_hooks_follow_the_format_of_pre_commit() -> None:

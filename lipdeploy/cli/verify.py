@@ -18,6 +18,9 @@ from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
 from lipdeploy.errors import InputError
 
+#: What the names of files beside MODEL.onnx end in, in place of .onnx: those that --touched knows.
+BESIDE = (".cert.json", ".sig.json", ".onnx.data", ".onnx_data")
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -77,6 +80,10 @@ def report_file(value: str) -> Delivery:
     "--write-certificate", "certificate", metavar="[PATH]", is_flag=False, flag_value=BESIDE_THE_MODEL,
     help="Write what was proven to PATH (.json), or beside the model. Give MODEL before this option.",
 )  # fmt: skip
+@click.option(
+    "--touched", is_flag=True,
+    help="MODELs are changed files: certificates, signatures and external data stand for the model beside them.",
+)  # fmt: skip
 @click.option("--estimate", is_flag=True, help="Also search for a lower estimate (needs the runtime extra).")
 @debug_option
 @click.pass_context
@@ -97,6 +104,7 @@ def command(
     output: str | None,
     reports: tuple[Delivery, ...],
     certificate: str | None,
+    touched: bool,
     estimate: bool,
 ) -> int:
     """Prove a Lipschitz bound of each MODEL, an ONNX file, and compare it with the limit.
@@ -104,6 +112,9 @@ def command(
     Without MODEL, the models of the configuration. Options win over the configuration. Of several models the worst
     decides the exit code, in the order 5, 4, 3, 2, 1, 0.
     """
+    if touched and models and not (models := _models_of(models)):
+        report.note("no model lies beside the files that changed: nothing to verify")
+        return 0
     chosen = norm if _is_given(ctx, "norm") else None
     options = Choices(chosen, max_lipschitz, graph_output, baseline, method, require_signature)
     deliveries = [Delivery(_form(ctx, form, as_json=as_json), None if output == "-" else output), *reports]
@@ -118,6 +129,18 @@ def command(
     _check_files(deliveries, targets, request, configured.path)
     judged = [judge(target, request) for target in targets]
     return _deliver(judged, deliveries)
+
+
+def _models_of(files: Sequence[str]) -> tuple[str, ...]:
+    """The models that changed files belong to, each once; a certificate without a model beside it is a baseline."""
+    found = []
+    for file in files:
+        stem = next((file.removesuffix(suffix) for suffix in BESIDE if file.endswith(suffix)), None)
+        if stem is None:
+            found.append(file)
+        elif os.path.lexists(f"{stem}.onnx"):
+            found.append(f"{stem}.onnx")
+    return tuple(dict.fromkeys(found))
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:

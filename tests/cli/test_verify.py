@@ -250,6 +250,24 @@ def test_an_unwritable_certificate_is_one_line_and_code_2(cli: Cli, dense: Path,
     assert "c.json" in result.error
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".cert.json", ".sig.json", ".onnx.data", ".onnx_data"])
+def test_a_touched_file_stands_for_the_model_beside_it(suffix: str, cli: Cli, dense: Path) -> None:
+    beside = str(dense).removesuffix(".onnx") + suffix
+    result = cli("verify", "--touched", beside, dense, "--json")
+    assert [model["path"] for model in result.document["models"]] == [str(dense)]
+    dense.write_bytes(b"")
+    assert cli("verify", "--touched", beside).code == 2
+
+
+def test_touched_files_of_no_model_are_nothing_to_verify(cli: Cli, dense: Path, broken: dict[str, Path]) -> None:
+    baseline = dense.parent / "baselines" / "dense.cert.json"
+    result = cli("verify", "--touched", baseline)
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "no model lies beside the files that changed: nothing to verify\n"
+    assert cli("verify", "--touched", baseline, broken["missing"]).code == 2
+    assert cli("verify", "--touched").code == 2  # as without it: no model is named, and no configuration
+
+
 def test_a_model_cannot_forge_a_line_of_the_report(cli: Cli, tmp_path: Path) -> None:
     result = cli("verify", write_model(tmp_path / "forged.onnx", FORGED))
     assert result.code == 3

@@ -278,6 +278,23 @@ def test_pre_commit_runs_the_hooks(accepted: Path, shell: Shell, tmp_path_factor
     assert "baselines/plain.cert.json states" in worse.stdout
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="pre-commit works on a git repository")
+@pytest.mark.parametrize("name", ["plain.cert.json", "plain.sig.json", "plain.onnx.data"])
+def test_pre_commit_runs_the_hooks_for_what_lies_beside_a_model(name: str, project: Path, shell: Shell) -> None:
+    """A commit of nothing but a certificate: an edited one contradicts the model, which is exit code 4."""
+    (project / ".git").rmdir()
+    (project / "models" / "plain.cert.json").write_text("{}")
+    (project / "models" / name).write_text("{}")
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text("utf-8"))
+    local = [{**hook, "language": "system"} for hook in hooks]
+    (project / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": local}]}))
+    home = str(project.parent / f"{project.name}-home")
+    run = f"git init --quiet; git add --all; '{sys.executable}' -m pre_commit run --files models/{name}"
+    done = shell(run, project, HOME=home, PRE_COMMIT_HOME=f"{home}/cache", NO_COLOR="1")
+    assert done.returncode == 1
+    assert done.stdout.count("exit code: 4") == 2, done.stdout + done.stderr
+
+
 def test_nothing_here_names_a_place_on_one_machine() -> None:
     for name in ("action.yml", ".pre-commit-hooks.yaml", PAGE):
         assert not re.search(r"/(home|tmp|work|root)/", (ROOT / name).read_text("utf-8")), name

@@ -24,8 +24,10 @@ Tables are drawn on a terminal and plain when piped; `NO_COLOR` is honoured. An 
 and what to try. `--debug` adds the Python traceback. No file that a command writes may be one that it
 reads (a model, its certificate, its data, a key) or another that it writes: a usage error, before anything is replaced.
 
-Numbers such as `--max-lipschitz 1.01` are read as the nearest binary64 number, and `1/255` is welcome. Printed
-bounds are rounded up, printed radii and margins down; numbers in JSON read back as the same binary64 number.
+Limits (`--max-lipschitz 1.01`) are read exactly and rounded down to a binary64 number, radii (`--epsilon 0.3`) up: what
+is within one is within what was written. So a bound of the binary64 number nearest to 0.1, a little above a tenth,
+exceeds the limit 0.1. Other numbers are read as the nearest binary64 number; fractions such as `1/255` are welcome.
+Printed bounds are rounded up, printed radii and margins down; numbers in JSON read back as the same binary64 number.
 
 | exit code | meaning |
 | --- | --- |

@@ -50,6 +50,9 @@ class Journal:
         self._check_run(header.get("run"))
         if hashlib.sha256(body).hexdigest() != header.get("sha256"):
             raise IntegrityError(f"{self.path}: damaged: its contents do not match its digest", hint=ANOTHER)
+        whole = len(answers) * sum(np.dtype(kind).itemsize for _, kind in FIELDS)
+        if len(body) != whole:
+            raise IntegrityError(f"{self.path}: damaged: holds {len(body)} bytes of answers, not {whole}", hint=ANOTHER)
         at = 0
         for name, kind in FIELDS:
             size = len(answers) * np.dtype(kind).itemsize
@@ -74,7 +77,7 @@ class Journal:
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
             header = json.loads(line) if len(line) < LARGEST_FIRST_LINE else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or header.get("schema") != SCHEMA:
             raise InputError(f"{self.path}: not a journal of lipdeploy certify", hint=ANOTHER)
@@ -91,5 +94,6 @@ class Journal:
 
     def _check_contents(self, answers: Answers) -> None:
         whole = np.all(answers.radius >= 0.0) and np.all(answers.program < len(PROGRAMS))
+        whole = whole and np.all(answers.done.view(np.uint8) <= 1)  # a byte of another value is no truth value
         if not whole or np.any(answers.label[answers.done] < 0):
-            raise IntegrityError(f"{self.path}: holds a label, radius or program that no run writes", hint=ANOTHER)
+            raise IntegrityError(f"{self.path}: damaged: holds an answer that no run writes", hint=ANOTHER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from fractions import Fraction
@@ -238,17 +239,47 @@ def test_any_changed_byte_is_noticed(dense: Path, data: Path, journal: Path) -> 
             certify(task, local, journal=str(journal))
 
 
+def write_journal(path: Path, body: bytes) -> None:
+    """The journal with other contents under a digest that matches them."""
+    header = json.loads(path.read_bytes().partition(b"\n")[0])
+    header["sha256"] = hashlib.sha256(body).hexdigest()
+    path.write_bytes(json.dumps(header).encode() + b"\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("change", "phrase"),
+    [
+        (lambda body: body[:-1], "damaged: holds 4139 bytes of answers, not 4140"),
+        (lambda body: body[:5], "damaged: holds 5 bytes"),
+        (lambda body: b"", "damaged: holds 0 bytes"),
+        (lambda body: body + b"x", "damaged: holds 4141 bytes"),
+        (lambda body: b"\2" + body[1:], "damaged: holds an answer that no run writes"),
+        (lambda body: body[:-1] + b"\7", "damaged: holds an answer that no run writes"),
+    ],
+)
+def test_a_damaged_journal_with_a_matching_digest(
+    change: Callable[[bytes], bytes], phrase: str, dense: Path, data: Path, journal: Path
+) -> None:
+    write_journal(journal, change(journal.read_bytes().partition(b"\n")[2]))
+    with pytest.raises(IntegrityError, match=phrase):
+        certify(prepare(str(dense), str(data), Settings()), local, journal=str(journal))
+
+
+@pytest.mark.parametrize("line", [b"[" * 60_000, b'{"a":' * 10_000, b"[" * 70_000])
+def test_a_first_line_that_is_too_deep_is_no_journal(line: bytes, dense: Path, data: Path, journal: Path) -> None:
+    journal.write_bytes(line + b"\n")
+    with pytest.raises(InputError, match="not a journal of lipdeploy certify"):
+        certify(prepare(str(dense), str(data), Settings()), local, journal=str(journal))
+
+
 def test_radii_that_the_model_does_not_give_are_noticed(dense: Path, data: Path, journal: Path) -> None:
     """The digest is no signature: a row that is certified again shows the lie."""
-    import hashlib
-
     task = prepare(str(dense), str(data), Settings())
-    line, _, body = journal.read_bytes().partition(b"\n")
+    _, _, body = journal.read_bytes().partition(b"\n")
     arrays = bytearray(body)
     radii = np.frombuffer(body, "<f8", 230, offset=230 + 8 * 230) * 2.0
     arrays[230 + 8 * 230 : 230 + 16 * 230] = radii.tobytes()
-    header = {**json.loads(line), "sha256": hashlib.sha256(arrays).hexdigest()}
-    journal.write_bytes(json.dumps(header).encode() + b"\n" + arrays)
+    write_journal(journal, bytes(arrays))
     with pytest.raises(IntegrityError, match="is answered otherwise now"):
         certify(task, local, journal=str(journal))
 

@@ -83,7 +83,7 @@ class Certifier:
         ranges = [range(*ends) for ends in zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True)]
         lines: list[tuple[Array, ...]] = []
         for rows, block in zip(ranges, task.data.blocks(ranges), strict=True):
-            answer = certify_block(task.session, task.data.rows.where, rows, block, self.order.settings.epsilon)
+            answer = certify_block(task.session, task.data.rows.where, rows, block, task.epsilon)
             numbers, fine = np.arange(rows.start, rows.stop), np.full(len(rows), "")
             lines.append((numbers, answer.label, answer.radius, answer.program, fine))
         return {name: np.concatenate(column) for name, column in zip(COLUMNS, zip(*lines, strict=True), strict=True)}

@@ -58,7 +58,7 @@ def input_norm(task: Task) -> str:
 def _radii(task: Task, results: Results, norm: str) -> Array:
     if norm == input_norm(task):
         return results.radius
-    return linf_radius(results.radius, task.settings.norm, _values_per_row(task))
+    return linf_radius(results.radius, task.settings.norm, task.values_per_row)
 
 
 def as_document(outcome: Outcome) -> dict[str, Any]:
@@ -158,7 +158,3 @@ def _bound(value: Bound) -> float | None:
 
 def _finite(value: float) -> float | None:
     return number_down(value) if math.isfinite(value) else None
-
-
-def _values_per_row(task: Task) -> int:
-    return math.prod(task.data.rows.shape[1:])  # of the data: the file may leave sizes open

@@ -18,6 +18,7 @@ from lipdeploy.certify.journal import ANOTHER, Journal
 from lipdeploy.certify.results import PROGRAMS, Answers, Batch, Results
 from lipdeploy.errors import InputError, IntegrityError, Refused
 from lipdeploy.runtime import CertifiedSession
+from lipdeploy.runtime.prediction import radius_for_linf
 from lipdeploy.verify import version
 from lipdeploy.verify.verdict import TensorSpec, Verdict
 
@@ -33,13 +34,18 @@ SPOT_TOLERANCE = 1e-4  # sums in another order move a radius by far less
 
 @dataclass(frozen=True)
 class Settings:
-    """How rows are certified. ``epsilon`` is the largest radius that was asked for, which adaptive mode aims at."""
+    """How rows are certified.
+
+    ``epsilon`` and ``linf_epsilon`` are the largest radii that were asked for, in the input norm and in ℓ∞: adaptive
+    mode aims at them.
+    """
 
     norm: str = "l2"
     certify: str = "f64"
     max_lipschitz: float | None = None
     output_name: str | None = None
     epsilon: float | None = None
+    linf_epsilon: float | None = None
     batch_rows: int | None = None
     limit: int | None = None
     workers: int | None = None
@@ -71,6 +77,18 @@ class Task:
         fixed = self.session.inputs[0].shape[0]
         return fixed or self.settings.batch_rows or fitting_rows(self.verdict)
 
+    @property
+    def values_per_row(self) -> int:
+        """How many numbers a sample has: of the data, because the file may leave sizes open."""
+        return math.prod(self.data.rows.shape[1:])
+
+    @property
+    def epsilon(self) -> float | None:
+        """The radius in the input norm that certifies a row at every radius that was asked for."""
+        asked, linf = self.settings.epsilon, self.settings.linf_epsilon
+        converted = None if linf is None else radius_for_linf(linf, self.settings.norm, self.values_per_row)
+        return max((epsilon for epsilon in (asked, converted) if epsilon is not None), default=None)
+
     def describe(self) -> dict[str, str | int | float | None]:
         """What makes a journal this run's."""
         return {
@@ -82,7 +100,7 @@ class Task:
             "rows": self.rows,
             "norm": self.settings.norm,
             "certify": self.settings.certify,
-            "epsilon": self.settings.epsilon if self.settings.certify == "adaptive" else None,
+            "epsilon": self.epsilon if self.settings.certify == "adaptive" else None,
         }
 
 
@@ -187,7 +205,7 @@ def certify(
 def local(task: Task, ranges: list[range], keep: Callable[[Batch], None]) -> None:
     """This process certifies one batch after the other."""
     for rows, block in zip(ranges, task.data.blocks(ranges), strict=True):
-        keep(certify_block(task.session, task.data.rows.where, rows, block, task.settings.epsilon))
+        keep(certify_block(task.session, task.data.rows.where, rows, block, task.epsilon))
 
 
 def certify_block(session: CertifiedSession, where: str, rows: range, block: Array, epsilon: float | None) -> Batch:
@@ -232,7 +250,7 @@ def _spot_check(task: Task, answers: Answers, book: Journal) -> None:
 def _again(task: Task, rows: list[int]) -> Iterable[Batch]:
     ranges = [range(row, row + 1) for row in rows]
     for single, block in zip(ranges, task.data.blocks(ranges), strict=True):
-        yield certify_block(task.session, task.data.rows.where, single, block, task.settings.epsilon)
+        yield certify_block(task.session, task.data.rows.where, single, block, task.epsilon)
 
 
 def _apart(first: float, second: float) -> float:

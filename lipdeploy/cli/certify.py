@@ -137,6 +137,7 @@ def command(
         max_lipschitz=max_lipschitz,
         output_name=graph_output,
         epsilon=max(epsilons, default=None),
+        linf_epsilon=max(linf_epsilons, default=None),
         batch_rows=batch_rows,
         limit=limit,
         workers=workers,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lipdeploy.errors import InputError
-from lipdeploy.verify.rounding import read_exactly, sqrt_up, up
+from lipdeploy.verify.rounding import mul_up, read_exactly, sqrt_up, up
 
 Array = np.ndarray[Any, Any]
 
@@ -62,6 +63,19 @@ def linf_radius(radius: Array, norm: str, size: int) -> Array:
         return radius
     divided = np.nextafter(radius / (sqrt_up(float(size)) if input_norm == "l2" else float(size)), -np.inf)
     return np.where(np.isinf(radius), radius, np.maximum(divided, 0.0))
+
+
+def radius_for_linf(epsilon: float, norm: str, size: int) -> float:
+    """A radius in the input norm of ``norm``, rounded up, whose ``linf_radius`` is above 0 and at least ``epsilon``.
+
+    ε·√n in ℓ2, ε·n in ℓ1, or the largest float. Two steps above ε: for the one that ``linf_radius`` goes down, and
+    for ε = 0.
+    """
+    input_norm = norm.split("-")[0]
+    if input_norm == "linf":
+        return epsilon
+    factor = sqrt_up(float(size)) if input_norm == "l2" else float(size)
+    return min(mul_up(up(up(epsilon)), factor), sys.float_info.max)
 
 
 def checked_epsilon(epsilon: float | None) -> float:

@@ -73,6 +73,13 @@ def test_the_text_rounds_down_and_says_what_is_certified(cli: Cli, dense: Path, 
     assert "l2 norm, guarantee 'deployed', Lipschitz bound 0.75" in result.out
 
 
+def test_adaptive_hears_of_the_linf_radii(cli: Cli, dense: Path, data: Path, tmp_path: Path) -> None:
+    words = ("certify", dense, data, "--linf-epsilon", "0.1", "--linf-epsilon", "1/2", "--certify", "adaptive")
+    assert cli(*words, "--resume", tmp_path / "j").code == 0
+    run = json.loads((tmp_path / "j").read_bytes().partition(b"\n")[0])["run"]
+    assert 0.5 * 2**0.5 <= run["epsilon"] < 0.7071068
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

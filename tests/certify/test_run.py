@@ -10,8 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 pytest.importorskip("onnxruntime")
 
@@ -21,6 +23,7 @@ from lipdeploy.certify.results import Answers, Batch, Results, percent_down, sho
 from lipdeploy.certify.run import Settings, Task, certify, local, prepare
 from lipdeploy.cli.options import radius
 from lipdeploy.errors import InputError, IntegrityError, LimitExceeded, Refused
+from lipdeploy.runtime.prediction import linf_radius, radius_for_linf
 from tests.certify.conftest import samples, truth, write_npz
 from tests.cli.conftest import write_model
 
@@ -87,6 +90,35 @@ def test_adaptive_certifies_as_many_as_f64_at_the_radii_asked_for(dense: Path, d
         seen.append([(line.correct, line.wrong) for line in counts(task, results, epsilons)])
         assert (results.answered_by("f32") > 0) == (mode == "adaptive")
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1", "linf", "l2-linf"])
+def test_adaptive_certifies_as_many_as_f64_at_the_linf_radii_asked_for(norm: str, dense: Path, data: Path) -> None:
+    """The radius is one that f64 reaches and f32, whose error bound is larger, does not."""
+    exact, reached = settled(dense, data, norm=norm)
+    _, rough = settled(dense, data, norm=norm, certify="f32")
+    row = int(np.argmax(reached.radius - rough.radius))
+    epsilon = float(linf_radius(reached.radius[row : row + 1], norm, 2)[0])
+    assert float(linf_radius(rough.radius[row : row + 1], norm, 2)[0]) < epsilon
+    wanted = counts(exact, reached, (), (0.1, epsilon))
+    for others in ({}, {"epsilon": 1e-3}):
+        settings = {"norm": norm, "certify": "adaptive", "linf_epsilon": max(0.1, epsilon), **others}
+        task, results = settled(dense, data, **settings)
+        assert counts(task, results, (), (0.1, epsilon)) == wanted
+        assert task.describe()["epsilon"] == task.epsilon >= max(0.1, epsilon)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1", "l2-linf", "l1-linf"])
+@hypothesis.given(epsilon=st.floats(0.0, 1e300), size=st.integers(1, 2**24))
+def test_a_radius_for_linf_suffices_and_is_hardly_larger(norm: str, epsilon: float, size: int) -> None:
+    reached = radius_for_linf(epsilon, norm, size)
+    linf = float(linf_radius(np.array([reached]), norm, size)[0])
+    assert linf >= epsilon and (linf > 0.0 or norm == "linf")
+    assert linf <= epsilon * (1 + 1e-15) + 1e-322
+
+
+def test_a_radius_for_linf_is_finite() -> None:
+    assert radius_for_linf(1.7e308, "l2", 784) == np.finfo(float).max
 
 
 def test_a_file_that_fixes_its_batch_gets_whole_batches(tmp_path: Path, data: Path) -> None:

@@ -121,7 +121,14 @@ def prepare(model: str, path: str, settings: Settings, *, labels: str | None = N
         certify=settings.certify,
         output_name=settings.output_name,
     )
+    _check_batch_rows(session, settings.batch_rows)
     return Task(model, session, *_opened(path, labels, session, settings), settings)
+
+
+def _check_batch_rows(session: CertifiedSession, asked: int | None) -> None:
+    fixed = session.inputs[0].shape[0]
+    if fixed is not None and asked not in (None, fixed):
+        raise InputError(f"the model's batch is fixed to {fixed}, not {asked}", hint="leave --batch-rows out")
 
 
 def _opened(path: str, labels: str | None, session: CertifiedSession, settings: Settings) -> tuple[DataSet, str]:

@@ -18,6 +18,8 @@ from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
 from lipdeploy.errors import InputError
 
+#: The methods that search, for --search-seconds.
+SEARCHING = ("lmi", "best")
 #: What the names of files beside MODEL.onnx end in, in place of .onnx: those that --touched knows.
 BESIDE = (".cert.json", ".sig.json", ".onnx.data", ".onnx_data")
 
@@ -124,9 +126,13 @@ def command(
     targets = config.targets(configured, models, options)
     if any(target.require_signature for target in targets):
         need("cryptography", purpose="a required signature", install="lipdeploy[sign]")
+    if _is_given(ctx, "search_seconds"):
+        _check_search(targets)
     _check_certificates(request, targets)
     _check_baselines(baseline, update_baseline, targets)
     _check_files(deliveries, targets, request, configured.path)
+    if update_baseline:
+        _note_missing_baselines(targets)
     judged = [judge(target, request) for target in targets]
     return _deliver(judged, deliveries)
 
@@ -190,6 +196,12 @@ def _one_path(certificate: str, count: int) -> InputError:
     )
 
 
+def _check_search(targets: Sequence[Target]) -> None:
+    if not any(target.method in SEARCHING for target in targets):
+        hint = f"--method {' or '.join(SEARCHING)}, or method = … in the configuration"
+        raise InputError("--search-seconds: nothing is searched for", hint=hint)
+
+
 def _check_baselines(baseline: str | None, update: bool, targets: Sequence[Target]) -> None:
     if update and not any(target.baseline for target in targets):
         raise InputError("--update-baseline: no baseline is named", hint="--baseline CERT, or baseline = … in a table")
@@ -200,6 +212,12 @@ def _check_baselines(baseline: str | None, update: bool, targets: Sequence[Targe
             hint="give the folder that holds them, or baseline = … under [[tool.lipdeploy.models]]",
         )
     _check_one_model_each(targets)
+
+
+def _note_missing_baselines(targets: Sequence[Target]) -> None:
+    for target in targets:
+        if target.baseline is None and target.problem is None:
+            report.note(f"{target.path}: no baseline is named for it, so none is written")
 
 
 def _check_one_model_each(targets: Sequence[Target]) -> None:

@@ -127,9 +127,13 @@ def test_a_file_that_fixes_its_batch_gets_whole_batches(tmp_path: Path, data: Pa
     fixed (float[64, 2] x) => (float[64, 2] y)
     <float[2, 2] w = {0.75, 0.0, 0.0, -0.5}, float[2] b = {0.25, 0.0}> { h = MatMul (x, w)  y = Add (h, b) }
     """
-    task, results = settled(write_model(tmp_path / "fixed.onnx", text), data)
-    assert task.batch_rows == 64
-    np.testing.assert_array_equal(results.label, truth(X)[0])
+    fixed = write_model(tmp_path / "fixed.onnx", text)
+    for batch_rows in (None, 64):
+        task, results = settled(fixed, data, batch_rows=batch_rows)
+        assert task.batch_rows == 64
+        np.testing.assert_array_equal(results.label, truth(X)[0])
+    with pytest.raises(InputError, match="the model's batch is fixed to 64, not 7"):
+        settled(fixed, data, batch_rows=7)
 
 
 def test_limit_takes_the_first_rows_and_checks_only_their_labels(dense: Path, tmp_path: Path) -> None:

@@ -292,6 +292,17 @@ def test_update_baseline_accepts_nothing_above_the_limit_or_unproven(
     assert [path.name for path in baseline.parent.iterdir()] == ["dense.cert.json"]
 
 
+def test_update_baseline_names_the_models_without_one(cli: Cli, dense: Path, tmp_path: Path) -> None:
+    model(tmp_path / "other.onnx")
+    (tmp_path / "c.toml").write_text(
+        '[[models]]\npath = "dense.onnx"\nbaseline = "kept"\n[[models]]\npath = "other.onnx"\n'
+    )
+    result = cli("verify", "--config", tmp_path / "c.toml", "--update-baseline")
+    assert result.code == 0
+    (line,) = result.err.splitlines()
+    assert line.endswith("other.onnx: no baseline is named for it, so none is written")
+
+
 def test_update_baseline_needs_one_baseline_per_requirement(
     cli: Cli, dense: Path, baseline: Path, tmp_path: Path
 ) -> None:

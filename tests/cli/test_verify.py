@@ -250,6 +250,18 @@ def test_an_unwritable_certificate_is_one_line_and_code_2(cli: Cli, dense: Path,
     assert "c.json" in result.error
 
 
+def test_seconds_without_a_search_are_a_usage_error(
+    cli: Cli, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in ((), ("--method", "product")):
+        result = cli("verify", dense, "--search-seconds", "5", *words)
+        assert (result.code, result.out) == (2, "")
+        assert "--search-seconds: nothing is searched for (try: --method lmi or best" in result.error
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".lipdeploy.toml").write_text('[[models]]\npath = "dense.onnx"\nmethod = "best"\n')
+    assert cli("verify", "--search-seconds", "0").code == 0
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".cert.json", ".sig.json", ".onnx.data", ".onnx_data"])
 def test_a_touched_file_stands_for_the_model_beside_it(suffix: str, cli: Cli, dense: Path) -> None:
     beside = str(dense).removesuffix(".onnx") + suffix

@@ -18,6 +18,8 @@ from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option, debugging, graph_output_option, json_option, limit_option, norm_option
 from lipdeploy.errors import InputError
 
+#: The options that write a report, for messages.
+REPORTS = "--output, --report"
 #: The methods that search, for --search-seconds.
 SEARCHING = ("lmi", "best")
 #: What the names of files beside MODEL.onnx end in, in place of .onnx: those that --touched knows.
@@ -251,7 +253,7 @@ def _check_files(
             outputs.check([(option, path)], read)
     baselines = [(_baseline(target), "a baseline") for target in targets]
     kept = outputs.places([*((path, "the certificate") for _, _, path in written), *baselines])
-    outputs.check((("--output, --report", delivery.file) for delivery in deliveries), {**kept, **read})
+    outputs.check(((REPORTS, delivery.file) for delivery in deliveries), {**kept, **read})
 
 
 def _certificates(target: Target, request: Request) -> Iterator[tuple[str, Path]]:
@@ -277,8 +279,11 @@ def _deliver(judged: Sequence[Judged], deliveries: Iterable[Delivery]) -> int:
         if one.problem is not None:
             report.error(*outcome.describe(one.problem))
     worst = max(one.exit_code for one in judged)
+    proven = [one.verdict for one in judged if one.verdict is not None]
+    weights = outputs.places(entry for one in proven for entry in outputs.external_data(one.path, one.external_sha256))
     for delivery in deliveries:
         try:
+            outputs.check([(REPORTS, delivery.file)], weights)  # only reading a model tells where its weights lie
             _hand_over(judged, delivery)
         except InputError as problem:
             report.error(*outcome.describe(problem))

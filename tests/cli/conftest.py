@@ -94,6 +94,15 @@ def write_model(path: Path, text: str) -> Path:
     return path
 
 
+def with_external_data(path: Path, location: str) -> Path:
+    """The dense model, with its tensors in the file ``location`` beside it."""
+    model = onnx.parser.parse_model(DENSE)
+    for tensor in model.graph.initializer:  # only raw data can move out
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(model, str(path), save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
     """diag(0.75, −0.5)·x + b: its ℓ2 constant is exactly 0.75, the difference of its logits has √(0.75² + 0.5²)."""

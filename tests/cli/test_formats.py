@@ -26,7 +26,7 @@ from lipdeploy.cli.judging import Judged
 from lipdeploy.errors import REASONS, InputError, IntegrityError, Refusal
 from lipdeploy.verify import Verdict
 from lipdeploy.verify.bound import Bound
-from tests.cli.conftest import DENSE, ROOT, Cli, command_line, write_model
+from tests.cli.conftest import DENSE, ROOT, Cli, command_line, with_external_data, write_model
 
 SARIF_SCHEMA = json.loads((Path(__file__).parent / "data" / "sarif-schema-2.1.0.json").read_text("utf-8"))
 NASTY = "a\n::error::forged\r%0A:,|`[x](http://evil)<b>&amp;\x1b[31m\x00\ufffe\u202e größe {0} \ud800 </failure>]]>"
@@ -402,6 +402,15 @@ def test_unusable_reports_are_usage_errors(
     assert (result.code, result.out) == (2, "")
     assert phrase in result.error
     assert {path: path.read_bytes() for path in dense.parent.iterdir()} == before
+
+
+def test_no_report_replaces_external_data_of_any_name(cli: Cli, tmp_path: Path) -> None:
+    path = with_external_data(tmp_path / "m.onnx", "weights.bin")
+    before = (tmp_path / "weights.bin").read_bytes()
+    result = cli("verify", path, "--report", f"json={tmp_path / 'weights.bin'}", "--json")
+    assert (result.code, result.document["models"][0]["status"]) == (2, "verified")
+    assert "weights.bin is the external data of a model" in result.error
+    assert (tmp_path / "weights.bin").read_bytes() == before
 
 
 @pytest.mark.parametrize("form", ["sarif", "junit", "json"])

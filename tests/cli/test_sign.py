@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -24,7 +23,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
 
-from .conftest import DENSE, Cli, write_model
+from .conftest import DENSE, Cli, with_external_data, write_model
 
 KINDS: dict[str, Callable[[], PrivateKeyTypes]] = {
     "ed25519": ed25519.Ed25519PrivateKey.generate,
@@ -268,14 +267,6 @@ def test_the_configuration_requires(
     assert cli("verify").code == 0
     envelope_of(signed).unlink()
     assert cli("verify").code == 4
-
-
-def with_external_data(path: Path, location: str) -> Path:
-    model = onnx.parser.parse_model(DENSE)
-    for tensor in model.graph.initializer:  # only raw data can move out
-        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-    onnx.save_model(model, str(path), save_as_external_data=True, location=location, size_threshold=0)
-    return path
 
 
 def test_external_data_is_signed(cli: Cli, tmp_path: Path) -> None:

@@ -210,7 +210,11 @@ def _compare_predicate(
     beside, content = certificate.certificate_path(model), read_certificate(model)
     if hashlib.sha256(content).hexdigest() != digests.get(beside.name):
         raise _contradiction(f"{beside}: changed while it was read")
-    if not _is_same(statement.get("predicate"), parsed(beside, content)):
+    try:
+        same = _is_same(statement.get("predicate"), parsed(beside, content))
+    except RecursionError as error:
+        raise _contradiction(f"{beside}: nested too deeply to be compared") from error
+    if not same:
         raise _contradiction(f"{path}: its predicate is not the certificate {beside.name}")
 
 

@@ -186,6 +186,16 @@ def test_the_predicate_is_the_certificate(
     assert "its predicate is not the certificate dense.cert.json" in message
 
 
+def test_a_certificate_that_is_nested_deeply_is_no_crash(cli: Cli, dense: Path, keys: tuple[Path, Path]) -> None:
+    assert cli("verify", dense, "--write-certificate").code == 0
+    beside = dense.with_suffix(".cert.json")
+    content = json.loads(beside.read_text())
+    content["nodes"][0]["hints"] = {"deep": "DEEP"}
+    beside.write_text(json.dumps(content).replace('"DEEP"', "[" * 700 + "]" * 700))
+    assert cli("sign", dense, "--key", keys[0]).code == 0
+    assert cli("verify", dense, "--require-signature", keys[1]).code == 4
+
+
 @pytest.mark.parametrize(
     ("spoil", "phrase"),
     [

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lipdeploy.errors import InputError, IntegrityError
-from lipdeploy.verify import certificate
+from lipdeploy.verify import certificate, strict_json
 from lipdeploy.verify.atomic import write_atomically
 from lipdeploy.verify.source import read_file
 
@@ -70,13 +70,11 @@ def read_certificate(model: str | os.PathLike[str]) -> bytes:
 
 
 def parsed(path: str | os.PathLike[str], content: bytes) -> Any:
-    """``content`` as one JSON document in UTF-8, no key twice, every number finite. Raises ``IntegrityError``."""
+    """``content`` as one JSON document in UTF-8, no key twice, neither NaN nor Infinity. Raises ``IntegrityError``."""
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return strict_json.parse(content)
     except (ValueError, RecursionError) as error:
         raise _contradiction(f"{os.fspath(path)}: not strict JSON: {error}") from error
-    return document
 
 
 def sign(
@@ -225,17 +223,6 @@ def _is_same(first: Any, second: Any) -> bool:
     if isinstance(first, list) and isinstance(second, list):
         return len(first) == len(second) and all(map(_is_same, first, second))
     return isinstance(first, bool) == isinstance(second, bool) and bool(first == second)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
 
 
 def _contradiction(message: str) -> IntegrityError:

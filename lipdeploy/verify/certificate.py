@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipdeploy.errors import InputError, IntegrityError
+from lipdeploy.verify import strict_json
 from lipdeploy.verify.assumptions import are_listed
 from lipdeploy.verify.atomic import write_atomically
 from lipdeploy.verify.rounding import decimal_up, mul_up, up
@@ -152,10 +153,7 @@ def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
 def read(path: Path) -> Document:
     """Parse a certificate strictly: UTF-8, the known keys, each once and of its type. Raises ``IntegrityError``."""
     try:
-        text = read_bytes(path).decode()  # json.loads would guess the encoding of bytes
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        if "\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        content = strict_json.parse(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)
@@ -168,19 +166,6 @@ def read_bytes(path: Path) -> bytes:
         return read_file(path, LARGEST)
     except InputError as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict[str, Any]()
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"duplicate key {key!r}")
-        found[key] = value
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
 
 
 def _check_shape(path: Path, content: Any) -> None:

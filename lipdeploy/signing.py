@@ -64,7 +64,7 @@ def subjects(
 def read_certificate(model: str | os.PathLike[str]) -> bytes:
     """The certificate beside ``model``. Raises ``IntegrityError`` when there is none."""
     beside = certificate.certificate_path(model)
-    if not beside.exists():
+    if not certificate.is_there(beside):
         raise _contradiction(f"{beside}: there is no certificate, and a signature is about one")
     return certificate.read_bytes(beside)
 
@@ -165,7 +165,7 @@ def _accepts(key: PublicKey, signature: bytes, data: bytes) -> bool:
 
 def _envelope(path: Path) -> tuple[bytes, list[bytes]]:
     """Payload and signatures of the envelope in ``path``."""
-    if not path.exists():
+    if not certificate.is_there(path):
         raise _contradiction(f"{path}: there is no signature, and one is required")
     try:
         envelope = parsed(path, read_file(path, LARGEST_ENVELOPE))

@@ -22,7 +22,7 @@ import numpy as np
 from lipdeploy.certify.results import Batch
 from lipdeploy.certify.run import Settings, Task, certify_block, prepare
 from lipdeploy.errors import IntegrityError, LipdeployError
-from lipdeploy.verify.certificate import certificate_path
+from lipdeploy.verify.certificate import certificate_path, is_there
 from lipdeploy.verify.source import read_file, read_source
 
 Array = np.ndarray[Any, Any]
@@ -166,7 +166,7 @@ def _order(task: Task) -> Order:
         raise IntegrityError(f"{task.model}: changed since it was verified", hint="start again")
     files = {MODEL: source.model_bytes, **source.external}
     beside = certificate_path(task.model)
-    if beside.exists():  # it may store multipliers, without which the bound is larger
+    if is_there(beside):  # it may store multipliers, without which the bound is larger
         files[certificate_path(MODEL).name] = read_file(beside, CERTIFICATE_LIMIT)
     labels = task.data.files[1] if task.data.kind != "images" and len(task.data.files) > 1 else None
     return Order(

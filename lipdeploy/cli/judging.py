@@ -130,24 +130,28 @@ def _replaces_certificate(target: Target, request: Request) -> bool:
 
 
 def _hints(target: Target, request: Request) -> Hints | None:
-    """Multipliers for the methods that use them: stored beside the model, else searched for where that was asked for.
+    """Multipliers for the methods that use them: stored beside the model or in its baseline, else searched for where
+    that was asked for.
 
     ``None``: none, or those in the certificate that the verifier reads and checks anyway.
     """
     replaced = _replaces_certificate(target, request)
-    if target.method == "product" or (target.method is None and not replaced):
+    if target.method == "product" or (target.method is None and not replaced and target.baseline is None):
         return None
     if target.norm != "l2":
         if target.method is not None:
             message = f"multipliers bound the l2 norm, so in {target.norm} the product is what is proven"
             report.note(f"{target.path}: {message}")
         return None
-    from lipdeploy.verify.stored import multipliers
+    from lipdeploy.cli.ratchet import baseline_of
+    from lipdeploy.verify.stored import Stored, multipliers
 
     stored = multipliers(target.path)  # of a certificate that is replaced, too: what it proved must not be lost
     if stored is not None:
         return stored if replaced else None
-    return None if target.method is None else _found(target, request)
+    if target.baseline is not None:
+        stored = Stored.read(baseline_of(target.path, target.baseline)).multipliers
+    return _found(target, request) if stored is None and target.method is not None else stored
 
 
 def _found(target: Target, request: Request) -> Hints | None:

@@ -50,7 +50,7 @@ def _proven(model: str) -> tuple[bytes, Verdict]:
     from lipdeploy.verify import certificate, verify
 
     beside = certificate.certificate_path(model)
-    if not beside.exists():
+    if not certificate.is_there(beside):
         raise InputError(f"{beside}: no certificate to sign", hint=f"lipdeploy verify {model} --write-certificate")
     certified, content = signing.read_certificate(model), certificate.read(beside)
     if signing.parsed(beside, certified) != content:
@@ -58,6 +58,7 @@ def _proven(model: str) -> tuple[bytes, Verdict]:
     norm, output = (str(content["statement"][key]) for key in ("norm", "output"))
     verdict = verify(model, norm=norm, output_name=output, method="best")  # with the multipliers that it stores
     verdict.raise_for_status()
+    certificate.check_files(beside, content, verdict.file_sha256, verdict.external_sha256)
     certificate.check(beside, content, lambda *_: verdict)  # verify read the file once more, and it may be another
     return certified, verdict
 

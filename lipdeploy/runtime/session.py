@@ -32,13 +32,12 @@ from lipdeploy.runtime.prediction import CertifiedPrediction, checked_epsilon
 from lipdeploy.runtime.program import rewritten_program, stored_program
 from lipdeploy.runtime.providers import CUDA, Asked, choose
 from lipdeploy.runtime.selftest import check_kernels
-from lipdeploy.verify import certificate, verify_source, version
+from lipdeploy.verify import certificate, read_certified, verify_source, version
 from lipdeploy.verify.arithmetic import check_arithmetic
 from lipdeploy.verify.norms import Norm, norm_pair
 from lipdeploy.verify.progress import Watch
 from lipdeploy.verify.radius import CertifiedRows, RadiusRule, input_norm_up, radius_rule
 from lipdeploy.verify.rounding import mul_up
-from lipdeploy.verify.source import read_source
 from lipdeploy.verify.verdict import ErrorBound, TensorSpec, Verdict
 
 Array = np.ndarray[Any, Any]
@@ -81,7 +80,7 @@ class CertifiedSession:
         check_arithmetic()
         self.certify = certify
         self.guarantee = GUARANTEES[certify]
-        source = read_source(model)
+        source = read_certified(model)
         self.verdict: Verdict = verify_source(
             source,
             norm=norm,

@@ -17,9 +17,9 @@ from typing import Any
 from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN
 from lipdeploy.serve.settings import MODEL_FILE, MODEL_NAME
-from lipdeploy.verify import Verdict, certificate, verify_source, version
+from lipdeploy.verify import Verdict, certificate, read_certified, verify_source, version
 from lipdeploy.verify.rounding import shortest_down, shortest_up
-from lipdeploy.verify.source import Source, read_source
+from lipdeploy.verify.source import Source
 
 CERTIFICATE_FILE = certificate.certificate_path(MODEL_FILE).name
 Files = dict[str, bytes]
@@ -85,7 +85,7 @@ def contents(model: str | os.PathLike[str], name: str | None = None, **settings:
     chosen = Path(model).stem if name is None else name
     if not MODEL_NAME.fullmatch(chosen):
         raise InputError(f"'{chosen}' cannot be a model's name in a URL", hint="--name with letters, digits, _ - .")
-    source = read_source(model)
+    source = read_certified(model)
     verdict = verify_source(
         source,
         norm=settings.get("norm", "l2"),

@@ -57,6 +57,16 @@ def test_found_once_used_ever_after(network):
     assert float(CertifiedSession(network).lipschitz_bound) == tight
 
 
+def test_found_once_used_by_the_ratchet_ever_after(network, tmp_path):
+    """A baseline stores multipliers, too: the same model does not get worse for want of a certificate beside it."""
+    model, baseline = str(network), str(tmp_path / "base.cert.json")
+    product = bound(model)
+    tight = bound(model, "--method", "best", "--search-seconds", "5", "--baseline", baseline, "--update-baseline")
+    assert tight < 0.8 * product
+    assert bound(model, "--baseline", baseline) == tight
+    assert bound(model) == product
+
+
 def diff(*paths):
     done = lipdeploy("diff", *map(str, paths), "--json")
     assert done.returncode in (0, 1), done.stderr

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdeploy.errors import InputError, Refused
+import lipdeploy as lip
+from lipdeploy.errors import InputError, IntegrityError, Refused
 from lipdeploy.verify import read_source, verify
 from tests.verify.models import model, single
 
@@ -95,6 +96,8 @@ def test_other_bytes_are_noticed_also_where_nothing_can_be_proven(
     verdict = verify(path)
     assert verdict.status == "integrity"
     assert "other bytes (external file 'weights.bin' differs)" in verdict.refusals[0].message
+    with pytest.raises(IntegrityError, match="other bytes"):
+        lip.CertifiedSession(path)
 
 
 def test_a_model_that_is_refused_for_other_reasons_stays_refused(folder: Path) -> None:

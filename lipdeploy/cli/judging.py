@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lipdeploy.cli.ratchet import Comparison
     from lipdeploy.verify import Hints, Method, Verdict
     from lipdeploy.verify.progress import Watch
+    from lipdeploy.verify.stored import Stored
 
 BESIDE_THE_MODEL = ""
 PERCENT = 100
@@ -144,14 +145,25 @@ def _hints(target: Target, request: Request) -> Hints | None:
             report.note(f"{target.path}: {message}")
         return None
     from lipdeploy.cli.ratchet import baseline_of
-    from lipdeploy.verify.stored import Stored, multipliers
+    from lipdeploy.verify.certificate import certificate_path
+    from lipdeploy.verify.stored import Stored
 
-    stored = multipliers(target.path)  # of a certificate that is replaced, too: what it proved must not be lost
-    if stored is not None:
-        return stored if replaced else None
-    if target.baseline is not None:
-        stored = Stored.read(baseline_of(target.path, target.baseline)).multipliers
-    return _found(target, request) if stored is None and target.method is not None else stored
+    stored = Stored.read(certificate_path(target.path))
+    if stored.multipliers is not None and not replaced:
+        return None
+    if stored.multipliers is None and target.baseline is not None:
+        stored = Stored.read(baseline_of(target.path, target.baseline))
+    if target.method is not None and (stored.multipliers is None or not _is_about(stored, target.path)):
+        return _found(target, request)
+    return stored.multipliers  # of a certificate that is replaced, too: what it proved must not be lost
+
+
+def _is_about(stored: Stored, model: str) -> bool:
+    """Whether a certificate is about this network: what was found for other weights is no reason not to search."""
+    from lipdeploy.verify.digest import semantic_sha256
+    from lipdeploy.verify.source import read_as_far
+
+    return bool(stored.content["model"]["semantic_sha256"] == semantic_sha256(read_as_far(model)[0].proto))
 
 
 def _found(target: Target, request: Request) -> Hints | None:

@@ -55,8 +55,3 @@ class Stored:
     def _nodes(self) -> list[Document]:
         nodes: list[Document] = self.content.get("nodes", [])
         return nodes
-
-
-def multipliers(model: str) -> Multipliers | None:
-    """The multipliers in the certificate beside a model; ``None`` where there are none, or it cannot be read."""
-    return Stored.read(certificate.certificate_path(model)).multipliers

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from lipdeploy.runtime import CertifiedSession
 from lipdeploy.verify import verify
+from lipdeploy.verify.stored import Stored
 
 GRAPH = """<ir_version: 10, opset_import: ["": 20, "lipdeploy": 1]>
 g (float[N,12] x) => (float[N,3] y) {
@@ -55,6 +56,22 @@ def test_found_once_used_ever_after(network):
     assert bound(model, "--method", "product") == product
     assert bound(model, "--method", "lmi", "--search-seconds", "0") == tight
     assert float(CertifiedSession(network).lipschitz_bound) == tight
+
+
+def test_a_network_that_was_trained_again_is_searched_again(network):
+    """Multipliers of the old weights, in the certificate that is replaced, say little about the new ones."""
+    model = str(network)
+    words = ("--method", "best", "--search-seconds", "5", "--write-certificate")
+    bound(model, *words)
+    proto = onnx.load(network)
+    random = np.random.default_rng(1)
+    for tensor in proto.graph.initializer:
+        weights = random.standard_normal(tensor.dims) * np.exp(random.standard_normal(tensor.dims[:1]))[:, None]
+        tensor.CopyFrom(numpy_helper.from_array((weights / np.linalg.norm(weights, 2)).astype(np.float32), tensor.name))
+    network.write_bytes(proto.SerializeToString())
+    stale = Stored.read(network.with_suffix(".cert.json")).multipliers
+    old = verify(network, method="best", hints=stale, check_certificate=False).lipschitz_bound
+    assert bound(model, *words) < 0.99 * old
 
 
 def test_found_once_used_by_the_ratchet_ever_after(network, tmp_path):

@@ -31,11 +31,15 @@ ONLY_FROM_OLD_CLIENTS = (
 )
 
 
+ENDING = "ending"  # a file beside the locks: all end, not one by itself
+
+
 class Port:
     """A listening socket as one process has it. ``lock`` is a file that those who share it have in common: POSIX."""
 
     def __init__(self, wire: socket.socket, lock: Path | None = None) -> None:
         self.wire = wire
+        self._ending = None if lock is None else lock.with_name(ENDING)
         self._lock = None if lock is None else os.open(lock, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @property
@@ -43,6 +47,11 @@ class Port:
         """Host and port, as in a URL."""
         host, port = self.wire.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def stays(self) -> bool:
+        """Whether others go on listening when this process ends."""
+        return self._ending is not None and not self._ending.exists()
 
     def taken(self) -> bool:
         """Before ``join``: whether others listen."""

@@ -3,7 +3,7 @@
 It listens before it verifies: live is true at once, ready when every model is. On SIGTERM ready becomes false and
 requests are still answered, each with ``Connection: close``, until half a second passes without one (or half the drain
 time has); then the port closes, what was accepted is answered, and the process ends with code 0. SIGINT skips the
-wait; a second signal ends at once.
+wait; a second signal ends at once. One of several workers that ends by itself leaves the port to the others at once.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class Server(uvicorn.Server):
         self.service.drain()
         began = time.perf_counter()
         limit = began + self.service.settings.drain_seconds
-        while not self._quiet(began, limit):
+        while not self.port.stays and not self._quiet(began, limit):
             await asyncio.sleep(0.02)
         if self.port.leave():
             await self._accept_the_last()
@@ -275,7 +275,7 @@ class Server(uvicorn.Server):
         while self.server_state.connections and time.perf_counter() < limit and not self.force_exit:
             self._close_idle()
             await asyncio.sleep(0.01)
-        lost = self.service.inflight
+        lost = self.service.inflight if self.server_state.connections else 0  # what is left came by another port
         if lost:
             event("drain ended early", logging.ERROR, unanswered=lost, forced=self.force_exit)
         for connection in list(self.server_state.connections):

@@ -31,7 +31,7 @@ from lipdeploy.serve import server
 from lipdeploy.serve.agreement import SharedAgreement
 from lipdeploy.serve.asgi import change
 from lipdeploy.serve.logs import LOGGER, configure, event
-from lipdeploy.serve.ports import Port
+from lipdeploy.serve.ports import ENDING, Port
 from lipdeploy.serve.problems import RequestProblem
 from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import ModelSource, Settings
@@ -95,7 +95,9 @@ def _watch(
     while workers:
         while signals:
             number = signals.pop(0)
-            ending = ending or number != signal.SIGHUP
+            if number != signal.SIGHUP:
+                ending = True
+                (Path(task["folder"]) / ENDING).touch()
             if number == signal.SIGHUP and not _reopened(settings, agreement):
                 continue
             for worker in workers.values():

@@ -498,6 +498,11 @@ def test_a_worker_that_dies_is_replaced(net: Path, number: signal.Signals) -> No
         until_ready(port)
         assert server.event("ready")["pid"] != victim
         assert ask(port, "POST", INFER, BODY).status == 200
+        if number == signal.SIGTERM:  # the others go on listening, so it need not wait for a quiet moment
+            at = {line["event"]: line["ts"] for line in server.lines if line["pid"] == victim}
+            assert datetime.datetime.fromisoformat(at["stopped"]) - datetime.datetime.fromisoformat(
+                at["draining"]
+            ) < datetime.timedelta(seconds=5)
         assert server.stop() == 0
         load.join()
         if number == signal.SIGTERM:

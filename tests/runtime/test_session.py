@@ -277,14 +277,14 @@ def test_a_denoiser_has_bands_and_no_labels(one_node):
 def test_the_bytes_are_read_once(linear, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(linear([[1, 0, 0], [0, 1, 0]]))
-    read = session.read_source
+    read = session.read_certified
 
     def read_and_replace(model):
         source = read(model)
         path.write_bytes(linear([[0, 1, 0], [1, 0, 0]]))
         return source
 
-    monkeypatch.setattr(session, "read_source", read_and_replace)
+    monkeypatch.setattr(session, "read_certified", read_and_replace)
     assert CertifiedSession(path).predict(np.float32([[1, 0, 0]])).label.tolist() == [0]
 
 

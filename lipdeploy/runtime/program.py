@@ -63,11 +63,17 @@ def rewritten_program(model: onnx.ModelProto, output_name: str, own: bool) -> on
 
 
 def _reading_wide(node: onnx.NodeProto, narrow: set[str]) -> onnx.NodeProto:
-    """``node`` with its ``narrow`` inputs in float64; where the file has a Cast, it is that one."""
-    if node.op_type in ("Cast", "Identity") and node.input[0] in narrow:
+    """``node`` with its ``narrow`` inputs in float64; where the file has a Cast to that type, it is that one."""
+    if node.input and node.input[0] in narrow and _is_to_double(node):
         return helper.make_node("Cast", node.input, node.output, node.name, to=onnx.TensorProto.DOUBLE)
     node.input[:] = [name + WIDENED if name in narrow else name for name in node.input]
     return node
+
+
+def _is_to_double(node: onnx.NodeProto) -> bool:
+    """Whether this is a cast to float64, or what the float64 program has in its place."""
+    casts = any(entry.name == "to" and entry.i == onnx.TensorProto.DOUBLE for entry in node.attribute)
+    return not node.domain and (node.op_type == "Identity" or (node.op_type == "Cast" and casts))
 
 
 def _float_type(model: onnx.ModelProto) -> int:

@@ -22,11 +22,10 @@ import numpy as np
 from lipdeploy.certify.results import Batch
 from lipdeploy.certify.run import Settings, Task, certify_block, prepare
 from lipdeploy.errors import IntegrityError, LipdeployError
-from lipdeploy.verify.certificate import certificate_path, is_there
-from lipdeploy.verify.source import read_file, read_source
+from lipdeploy.verify.certificate import certificate_path, is_there, read_bytes
+from lipdeploy.verify.source import read_source
 
 Array = np.ndarray[Any, Any]
-CERTIFICATE_LIMIT = 2**30
 MODEL = "model.onnx"
 COLUMNS = ("row", "label", "radius", "program", "problem")
 
@@ -167,7 +166,7 @@ def _order(task: Task) -> Order:
     files = {MODEL: source.model_bytes, **source.external}
     beside = certificate_path(task.model)
     if is_there(beside):  # it may store multipliers, without which the bound is larger
-        files[certificate_path(MODEL).name] = read_file(beside, CERTIFICATE_LIMIT)
+        files[certificate_path(MODEL).name] = read_bytes(beside)
     labels = task.data.files[1] if task.data.kind != "images" and len(task.data.files) > 1 else None
     return Order(
         files=files,

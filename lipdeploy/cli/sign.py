@@ -11,7 +11,7 @@ import click
 from lipdeploy.cli import outputs, report
 from lipdeploy.cli.needs import need
 from lipdeploy.cli.options import debug_option
-from lipdeploy.errors import InputError, IntegrityError
+from lipdeploy.errors import InputError
 
 if TYPE_CHECKING:
     from lipdeploy.verify import Verdict
@@ -52,9 +52,8 @@ def _proven(model: str) -> tuple[bytes, Verdict]:
     beside = certificate.certificate_path(model)
     if not certificate.is_there(beside):
         raise InputError(f"{beside}: no certificate to sign", hint=f"lipdeploy verify {model} --write-certificate")
-    certified, content = signing.read_certificate(model), certificate.read(beside)
-    if signing.parsed(beside, certified) != content:
-        raise IntegrityError(f"{beside}: changed while it was read", hint="try again when nobody writes to it")
+    certified = signing.read_certificate(model)
+    content = certificate.parse(beside, certified)
     norm, output = (str(content["statement"][key]) for key in ("norm", "output"))
     verdict = verify(model, norm=norm, output_name=output, method="best")  # with the multipliers that it stores
     verdict.raise_for_status()

@@ -17,6 +17,7 @@ from onnx import AttributeProto, TensorProto, helper, inliner, numpy_helper, sha
 from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN, attach_functions
 from lipdeploy.runtime import products
+from lipdeploy.runtime.executed import constant_tensor
 from lipdeploy.runtime.rewrites import REWRITES
 from lipdeploy.runtime.rewriting import Rewriting, Shape, attributes_of, unsupported
 from lipdeploy.runtime.stored import fold_stored
@@ -103,17 +104,9 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
 
 
 def _tensor_of(node: onnx.NodeProto) -> onnx.TensorProto:
-    tensor = onnx.TensorProto()
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            tensor.CopyFrom(attribute.t)
-        elif attribute.name in ("value_float", "value_floats"):
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.float32)))
-        elif attribute.name in ("value_int", "value_ints"):
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), np.int64)))
-        else:
-            raise unsupported(node, f"a constant given as {attribute.name}")
-    tensor.name = node.output[0]
+    tensor = constant_tensor(node)
+    if tensor.data_type == TensorProto.UNDEFINED:
+        raise unsupported(node, f"a constant given as {', '.join(entry.name for entry in node.attribute)}")
     return tensor
 
 

@@ -49,7 +49,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto:
-    """What a Constant node stands for."""
+    """What a Constant node stands for; of type UNDEFINED where it is neither a tensor nor made of plain numbers."""
     tensor = onnx.TensorProto()
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR:
@@ -151,13 +151,14 @@ def _check_nodes(verified: onnx.ModelProto, executed: onnx.ModelProto, bodies: _
 
 def _casts_written_out(nodes: Sequence[onnx.NodeProto], model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """The nodes, with the Cast that ONNX Runtime writes for a CastLike in its place."""
-    likes = [node for node in nodes if node.op_type == "CastLike" and node.domain in STANDARD]
-    types = _element_types(model) if likes else {}
+    types = _element_types(model) if any(map(_is_cast_like, nodes)) else {}
     for node in nodes:
-        if node in likes and types.get(node.input[1]):
-            yield helper.make_node("Cast", [node.input[0]], node.output, to=types[node.input[1]])
-        else:
-            yield node
+        to = types.get(node.input[1]) if _is_cast_like(node) else None
+        yield helper.make_node("Cast", [node.input[0]], node.output, to=to) if to else node
+
+
+def _is_cast_like(node: onnx.NodeProto) -> bool:
+    return node.op_type == "CastLike" and node.domain in STANDARD
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:

@@ -151,9 +151,14 @@ def write(verdict: Verdict, path: str | os.PathLike[str], version: str) -> None:
 
 
 def read(path: Path) -> Document:
+    """The certificate at ``path``. Raises ``IntegrityError`` as ``parse`` does."""
+    return parse(path, read_bytes(path))
+
+
+def parse(path: Path, stored: bytes) -> Document:
     """Parse a certificate strictly: UTF-8, the known keys, each once and of its type. Raises ``IntegrityError``."""
     try:
-        content = strict_json.parse(read_bytes(path))
+        content = strict_json.parse(stored)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: unreadable certificate: {error}", hint="write it again") from error
     _check_shape(path, content)

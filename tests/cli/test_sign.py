@@ -220,16 +220,22 @@ def test_json_that_readers_understand_differently(
     assert phrase in result.document["models"][0]["refusals"][0]["message"]
 
 
+@pytest.fixture
+def certified(cli: Cli, dense: Path) -> tuple[Path, str, str]:
+    """Where the certificate of ``dense`` lies, its text, and that of one with a smaller bound."""
+    assert cli("verify", dense, "--write-certificate").code == 0
+    beside = dense.with_suffix(".cert.json")
+    honest = beside.read_text()
+    return beside, honest, honest.replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.0001')
+
+
 def test_what_is_signed_is_what_was_proven(
-    cli: Cli, dense: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, dense: Path, certified: tuple[Path, str, str], keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process writes the certificate while the model is being proven."""
     import lipdeploy.verify
 
-    assert cli("verify", dense, "--write-certificate").code == 0
-    beside, verify = dense.with_suffix(".cert.json"), lipdeploy.verify.verify
-    honest = beside.read_text()
-    forged = honest.replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.0001')
+    (beside, honest, forged), verify = certified, lipdeploy.verify.verify
 
     def replaced(new: str, *words: Any, **options: Any) -> Any:
         verdict = verify(*words, **options)
@@ -245,14 +251,12 @@ def test_what_is_signed_is_what_was_proven(
 
 
 def test_what_was_read_is_proven_although_the_file_is_honest_by_then(
-    cli: Cli, dense: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, dense: Path, certified: tuple[Path, str, str], keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lipdeploy.verify
 
-    assert cli("verify", dense, "--write-certificate").code == 0
-    beside, verify = dense.with_suffix(".cert.json"), lipdeploy.verify.verify
-    honest = beside.read_text()
-    beside.write_text(honest.replace('"lipschitz_bound": "0.75', '"lipschitz_bound": "0.0001'))
+    (beside, honest, forged), verify = certified, lipdeploy.verify.verify
+    beside.write_text(forged)
 
     def honest_again(*words: Any, **options: Any) -> Any:
         beside.write_text(honest)

@@ -1,10 +1,12 @@
 // Enough of CUDA to run the kernels of src/cuda as ordinary C++: blocks one after another, the threads of a block as
-// fibers that take turns at __syncthreads(). A barrier that only some threads reach ends the launch with an error, as
-// it would hang or corrupt on a GPU.
+// fibers that take turns at barriers. A warp goes on alone, from one __syncwarp() to the next, until it waits at
+// __syncthreads(): a kernel that has too weak a barrier reads what is not yet written. A barrier that only some threads
+// reach ends the launch with an error, as it would hang or corrupt on a GPU.
 #pragma once
 
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -26,7 +28,7 @@ struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
 
-enum class State { kRunning, kWaiting, kFinished };
+enum class State { kRunning, kWaitingForWarp, kWaiting, kFinished };
 
 struct Fiber {
   static constexpr size_t kStackBytes = 65536;
@@ -36,6 +38,7 @@ struct Fiber {
 };
 
 constexpr int kLaunchFailure = 719;  // cudaErrorLaunchFailure
+constexpr unsigned kWarp = 32;
 
 struct Machine {
   Index thread, block, block_size, grid_size;
@@ -45,7 +48,7 @@ struct Machine {
   const std::function<void()>* kernel = nullptr;
   cudaError_t last_error = 0;
 
-  void wait() { leave(State::kWaiting); }
+  void wait(State at) { leave(at); }
 
   void launch(unsigned blocks, unsigned threads, const std::function<void()>& body) {
     kernel = &body;
@@ -77,16 +80,28 @@ struct Machine {
     }
     while (true) {
       unsigned finished = 0;
-      for (unsigned t = 0; t < threads; ++t) {
-        thread = {t, 0, 0};
-        current = &fibers[t];
-        current->state = State::kRunning;
-        swapcontext(&scheduler, &current->context);
-        finished += current->state == State::kFinished;
+      for (unsigned first = 0; first < threads; first += kWarp) {
+        const unsigned end = first + kWarp < threads ? first + kWarp : threads;
+        if (!run_warp(first, end)) return false;
+        finished += fibers[first].state == State::kFinished ? end - first : 0;
       }
       if (finished == threads) return true;
       if (finished != 0) return false;
     }
+  }
+
+  // From one barrier of the block to the next; false where threads wait at different ones.
+  bool run_warp(unsigned first, unsigned end) {
+    do {
+      for (unsigned t = first; t < end; ++t) {
+        thread = {t, 0, 0};
+        current = &fibers[t];
+        current->state = State::kRunning;
+        swapcontext(&scheduler, &current->context);
+        if (fibers[t].state != fibers[first].state) return false;
+      }
+    } while (fibers[first].state == State::kWaitingForWarp);
+    return true;
   }
 };
 
@@ -104,7 +119,25 @@ inline void Machine::enter() {
 #define blockDim (emulated::machine.block_size)
 #define gridDim (emulated::machine.grid_size)
 
-inline void __syncthreads() { emulated::machine.wait(); }
+inline void __syncthreads() { emulated::machine.wait(emulated::State::kWaiting); }
+inline void __syncwarp() { emulated::machine.wait(emulated::State::kWaitingForWarp); }
+
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+
+// Rounded down, for a >= 0 and the power of two that the kernels add: in double the sum is exact, or a is so small that
+// only the power is left. What the rounding to float lifted goes back by one.
+inline float __fadd_rd(float a, float power) {
+  const double sum = static_cast<double>(a) + power;
+  const float nearest = static_cast<float>(sum);
+  return nearest > sum ? std::nextafter(nearest, -INFINITY) : nearest;
+}
+
+// Few, so that the blocks have several turns.
+template <class Kernel>
+int64_t resident_blocks(Kernel, int) {
+  return 3;
+}
 
 inline cudaError_t cudaGetLastError() {
   const cudaError_t error = emulated::machine.last_error;

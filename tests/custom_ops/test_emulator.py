@@ -40,6 +40,35 @@ __global__ void diverge(int* data) {
   if (threadIdx.x % 2 == 0) __syncthreads();
   data[threadIdx.x] = 1;
 }
+template <bool Block>
+__global__ void pass_on(int* data) {
+  __shared__ int tile[64];
+  tile[threadIdx.x] = -1;
+  __syncthreads();
+  tile[threadIdx.x] = data[threadIdx.x];
+  if (Block) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+  }
+  data[threadIdx.x] = tile[(threadIdx.x + 16) % 64];
+}
+__global__ void diverge_in_a_warp(int* data) {
+  if (threadIdx.x % 2 == 0) __syncwarp();
+  data[threadIdx.x] = 1;
+}
+extern "C" int run_pass_on(int* data, int block) {
+  if (block) {
+    LIPDEPLOY_LAUNCH(1, 64, nullptr, pass_on<true>, data);
+  } else {
+    LIPDEPLOY_LAUNCH(1, 64, nullptr, pass_on<false>, data);
+  }
+  return cudaGetLastError();
+}
+extern "C" int run_diverge_in_a_warp(int* data) {
+  LIPDEPLOY_LAUNCH(1, 64, nullptr, diverge_in_a_warp, data);
+  return cudaGetLastError();
+}
 extern "C" int run_reverse(int* data) {
   LIPDEPLOY_LAUNCH(3, 64, nullptr, reverse, data);
   return cudaGetLastError();
@@ -106,6 +135,18 @@ def test_threads_meet_at_the_barrier(probe: ctypes.CDLL) -> None:
     data = (ctypes.c_int * 192)(*range(192))
     assert probe.run_reverse(data) == 0
     assert list(data) == [block * 64 + 63 - thread for block in range(3) for thread in range(64)]
+
+
+def test_a_barrier_of_a_warp_does_not_hold_the_others(probe: ctypes.CDLL) -> None:
+    """Where threads read what another warp writes, the weaker barrier gives wrong numbers, as it may on a GPU."""
+    for block, want in ((1, [(i + 16) % 64 for i in range(64)]), (0, [*range(16, 32), *[-1] * 16])):
+        data = (ctypes.c_int * 64)(*range(64))
+        assert probe.run_pass_on(data, block) == 0
+        assert list(data)[: len(want)] == want
+
+
+def test_a_barrier_of_a_warp_that_some_threads_miss_is_an_error(probe: ctypes.CDLL) -> None:
+    assert probe.run_diverge_in_a_warp((ctypes.c_int * 64)()) == 719
 
 
 def test_a_barrier_that_some_threads_miss_is_an_error(probe: ctypes.CDLL) -> None:

@@ -146,3 +146,12 @@ def test_is_one_lipschitz_in_every_norm(x: np.ndarray, z: np.ndarray, size: int,
     for order in (1, 2, np.inf):
         before, after = np.linalg.norm(x - z, order, axis=1), np.linalg.norm(moved, order, axis=1)
         assert (after <= before * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("case", [case for case in SORT_CASES if np.prod(case.shape)], ids=str)
+def test_the_cases_have_groups_to_sort(case: SortCase) -> None:
+    """One NaN makes a whole group NaN: a case of nothing else would compare NaNs with NaNs."""
+    channels_last = np.moveaxis(sort_input(case, np.dtype(np.float32), special=True), case.axis, -1)
+    with_nan = np.stack([np.isnan(channels_last[..., group]).any(-1) for group in groups_of(case)])
+    assert not with_nan.all()
+    assert with_nan.any() or with_nan.size < 20

@@ -33,18 +33,15 @@ inline bool linear_spline_shape_is_valid(const LinearSplineShape& s) {
   return sizes && finite && s.knot_spacing > 0 && (s.rows == 1 || s.rows == s.channels);
 }
 
-template <class Element>
-LIPDEPLOY_INLINE typename Element::Bits linear_spline(typename Element::Bits input,
-                                                      const typename Element::Bits* coefficients, int32_t last_interval,
-                                                      typename Element::Work lower, typename Element::Work h) {
-  using Work = typename Element::Work;
-  const Work x = Element::widen(input);
+// The formula on wide numbers; at(k) is coefficient k.
+template <class Work, class Coefficients>
+LIPDEPLOY_INLINE Work spline_value(Work x, const Coefficients& at, int32_t last_interval, Work lower, Work h) {
   const Work position = (x - lower) / h;
   // Clamped while floating; the comparison sends NaN to 0. Truncation is floor for what is left, which is >= 0.
   const Work upper = static_cast<Work>(last_interval);
   const Work above = position > Work(0) ? position : Work(0);
   const int32_t interval = static_cast<int32_t>(above < upper ? above : upper);
-  const Work left = Element::widen(coefficients[interval]), right = Element::widen(coefficients[interval + 1]);
+  const Work left = at(interval), right = at(interval + 1);
   const Work knot_step = static_cast<Work>(interval) * h;
   const Work knot = lower + knot_step;
   const Work rise = right - left;
@@ -52,7 +49,24 @@ LIPDEPLOY_INLINE typename Element::Bits linear_spline(typename Element::Bits inp
   const bool infinite = (offset > kLargest<Work>) | (offset < -kLargest<Work>);
   const Work product = (infinite & (rise == Work(0))) ? Work(0) : offset * rise;
   const Work quotient = product / h;
-  return Element::narrow(left + quotient);
+  return left + quotient;
+}
+
+// The coefficients of one channel as they are stored.
+template <class Element>
+struct StoredRow {
+  using Offset = int64_t;
+  const typename Element::Bits* coefficients;
+
+  LIPDEPLOY_INLINE typename Element::Work operator()(int32_t k) const { return Element::widen(coefficients[k]); }
+};
+
+template <class Element>
+LIPDEPLOY_INLINE typename Element::Bits linear_spline(typename Element::Bits input,
+                                                      const typename Element::Bits* coefficients, int32_t last_interval,
+                                                      typename Element::Work lower, typename Element::Work h) {
+  const StoredRow<Element> row{coefficients};
+  return Element::narrow(spline_value(Element::widen(input), row, last_interval, lower, h));
 }
 
 }  // namespace lipdeploy

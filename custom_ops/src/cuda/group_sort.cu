@@ -4,7 +4,8 @@
 // Small groups reach memory in one of three ways. Lanes side by side (images, strided layouts): a thread sorts as many
 // neighbouring columns as fill 16 bytes, or fewer where their keys would not fit the registers. Groups one after the
 // other, of a size that divides 16 bytes: a thread sorts the groups of 16 bytes. Other groups one after the other: a
-// block copies a contiguous piece to shared memory and back, so that every access to memory is coalesced.
+// block copies a contiguous piece to shared memory and back, so that every access to memory is coalesced; 16-bit numbers
+// go by twos.
 //
 // The kernels know types by their bits only: the two 16-bit types share code, and differ in what a NaN is. Positions are
 // 32 bits wide, because 64-bit divisions cost more than the memory takes; larger tensors are sorted piece by piece.
@@ -44,22 +45,17 @@ __device__ __forceinline__ void sort_registers(Bits (&key)[Size]) {
 template <class Bits>
 struct Limits {
   Bits infinity, quiet_nan;
-
-  __device__ __forceinline__ bool is_nan(Bits key) const {
-    return (key > infinity) | (key < static_cast<Bits>(~infinity));
-  }
 };
 
-// One group: numbers in, sorted numbers out, ascending. What fills the array up to a power of two lies behind `count`.
+// One group: numbers in, sorted numbers out, ascending. What fills the array up to a power of two lies behind `count`:
+// infinities, among which those of the group are found again, and behind which only NaNs come.
 template <int Size, class Bits>
 __device__ __forceinline__ void sort_group(Bits (&value)[Size], int count, Limits<Bits> limits) {
-  bool nan = false;
 #pragma unroll
-  for (int i = 0; i < Size; ++i) {
-    value[i] = i < count ? ordered(value[i]) : kLargest<Bits>;
-    if (i < count) nan |= limits.is_nan(value[i]);
-  }
+  for (int i = 0; i < Size; ++i) value[i] = i < count ? ordered(value[i]) : limits.infinity;
   sort_registers(value);
+  // NaNs lie beyond both infinities, so that one of the ends is a NaN where the group has one.
+  const bool nan = (value[0] < static_cast<Bits>(~limits.infinity)) | (value[Size - 1] > limits.infinity);
 #pragma unroll
   for (int i = 0; i < Size; ++i) value[i] = nan ? limits.quiet_nan : ordered(value[i]);
 }
@@ -76,12 +72,12 @@ constexpr int kPackBytes = [] {
 
 template <class Bits, int Size>
 __global__ void sort_packs(const Bits* __restrict__ x, Bits* __restrict__ y,
-                           uint32_t packs, uint32_t lanes, int size, bool descending, Limits<Bits> limits) {
+                           uint32_t packs, Divider by_lanes, int size, bool descending, Limits<Bits> limits) {
   using P = Pack<Bits, kPackBytes<Bits, Size>>;
   constexpr uint32_t kCount = P::kCount;
   const uint32_t stride = gridDim.x * blockDim.x;
   for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
-    const uint32_t column = i * kCount, block = column / lanes;
+    const uint32_t column = i * kCount, lanes = by_lanes.divisor, block = by_lanes.quotient(column);
     const uint32_t base = block * lanes * size + (column - block * lanes);
     P rows[Size];
 #pragma unroll
@@ -128,31 +124,44 @@ __global__ void sort_within_packs(const Bits* __restrict__ x, Bits* __restrict__
 
 constexpr int kStagedThreads = 128;
 
-template <class Bits, int Size>
+// A word is what one access moves; `words` of them are a group.
+template <class Bits, int Bytes, int Size>
 __global__ void sort_staged(const Bits* __restrict__ x, Bits* __restrict__ y,
-                            uint32_t groups, int size, bool descending, Limits<Bits> limits) {
-  // One element of padding, so that the threads of a warp meet different banks.
-  constexpr int kRoom = kStagedThreads * (Size + 1);
-  __shared__ Bits tile[kRoom];
-  const int pitch = size | 1;
+                            uint32_t groups, Divider words, bool descending, Limits<Bits> limits) {
+  using Word = Pack<Bits, Bytes>;
+  constexpr int kMost = Size / Word::kCount;
+  // An odd pitch, so that the threads of a warp meet different banks.
+  __shared__ Word tile[kStagedThreads * (kMost + 1)];
+  const uint32_t here = words.divisor, padding = here % 2 == 0, size = here * Word::kCount;
   for (uint32_t first = blockIdx.x * kStagedThreads; first < groups; first += gridDim.x * kStagedThreads) {
-    const int here = groups - first < kStagedThreads ? static_cast<int>(groups - first) : kStagedThreads;
-    const int elements = here * size;
-    const uint32_t base = first * static_cast<uint32_t>(size);
-    for (int i = threadIdx.x; i < elements; i += kStagedThreads) tile[i / size * pitch + i % size] = x[base + i];
+    const uint32_t count = groups - first < kStagedThreads ? groups - first : kStagedThreads;
+    const Bits* from = x + first * size;
+    Bits* to = y + first * size;
+    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads)
+      tile[i + padding * words.quotient(i)] = Word::load(from + i * Word::kCount);
     __syncthreads();
-    if (static_cast<int>(threadIdx.x) < here) {
-      Bits* own = tile + threadIdx.x * pitch;
+    if (threadIdx.x < count) {
+      Word* own = tile + threadIdx.x * (here + padding);
       Bits value[Size];
 #pragma unroll
-      for (int r = 0; r < Size; ++r) value[r] = r < size ? own[r] : Bits{};
-      sort_group(value, size, limits);
+      for (uint32_t w = 0; w < kMost; ++w) {
+        const Word word = w < here ? own[w] : Word{};
 #pragma unroll
-      for (int r = 0; r < Size; ++r)
-        if (r < size) own[descending ? size - 1 - r : r] = value[r];
+        for (int k = 0; k < Word::kCount; ++k) value[w * Word::kCount + k] = word.at[k];
+      }
+      sort_group(value, static_cast<int>(size), limits);
+#pragma unroll
+      for (uint32_t w = 0; w < kMost; ++w) {
+        Word word;
+#pragma unroll
+        for (int k = 0; k < Word::kCount; ++k)
+          word.at[descending ? Word::kCount - 1 - k : k] = value[w * Word::kCount + k];
+        if (w < here) own[descending ? here - 1 - w : w] = word;
+      }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < elements; i += kStagedThreads) y[base + i] = tile[i / size * pitch + i % size];
+    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads)
+      tile[i + padding * words.quotient(i)].store(to + i * Word::kCount);
     __syncthreads();
   }
 }
@@ -179,49 +188,61 @@ __global__ void sort_small(const Bits* __restrict__ x, Bits* __restrict__ y,
 
 // ---- large groups
 
+constexpr int kWarp = 32;
+
 // Sorts key[0], key[stride], ... with the whole block, any count. Every comparator points the same way, so that what
-// lies beyond the end may be imagined larger than everything and is never touched.
-template <class Bits>
-__device__ void sort_with_block(Bits* key, int64_t count, int64_t stride) {
-  for (int64_t width = 2; width < 2 * count; width *= 2) {
-    for (int64_t distance = width / 2; distance > 0; distance /= 2) {
-      const int64_t flip = distance == width / 2 ? width - 1 : distance;
-      for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-        const int64_t j = i ^ flip;
-        if (j > i && j < count) compare_exchange(key[i * stride], key[j * stride]);
+// lies beyond the end may be imagined larger than everything and is never touched. Thread p of a stage has its p-th
+// comparator: up to a distance of 32 a warp meets its own keys only, and need not wait for the others.
+template <class Index, class Bits>
+__device__ __forceinline__ void sort_with_block(Bits* key, Index count, Index stride) {
+  Index comparators = 1;
+  while (2 * comparators < count) comparators *= 2;
+  for (Index width = 2; width <= 2 * comparators; width *= 2) {
+    for (Index distance = width / 2; distance > 0; distance /= 2) {
+      const Index flip = distance == width / 2 ? width - 1 : distance;
+      for (Index p = threadIdx.x; p < comparators; p += blockDim.x) {
+        const Index i = 2 * p - (p & (distance - 1)), j = i ^ flip;
+        if (j < count) compare_exchange(key[i * stride], key[j * stride]);
       }
-      __syncthreads();
+      const Index next = distance > 1 ? distance / 2 : width;
+      if (distance > kWarp || next > kWarp) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
+  __syncthreads();
 }
 
-// One block, one group.
-template <class Bits>
-__global__ void sort_large(const Bits* __restrict__ x, Bits* y,
-                           GroupSortShape shape, Limits<Bits> limits) {
-  constexpr int kShared = kSharedBytes / sizeof(Bits);
-  __shared__ Bits tile[kShared];
+// One block, one group: of up to `Shared` keys in shared memory, of more where the result goes. Positions within a group
+// are of type Index.
+template <class Bits, class Index, int Shared>
+__global__ void sort_large(const Bits* __restrict__ x, Bits* y, GroupSortShape shape, Limits<Bits> limits) {
+  __shared__ Bits tile[Shared < 1 ? 1 : Shared];
   __shared__ int nan;
+  const Index size = static_cast<Index>(shape.size), lanes = static_cast<Index>(shape.lanes);
   for (int64_t column = blockIdx.x; column < shape.columns(); column += gridDim.x) {
     const int64_t base = shape.base(column);
-    const bool fits = shape.size <= kShared;
-    Bits* key = fits ? tile : y + base;
-    const int64_t stride = fits ? 1 : shape.lanes;
+    const Bits* from = x + base;
+    Bits* to = y + base;
+    Bits* key = Shared > 0 ? tile : to;
+    const Index stride = Shared > 0 ? 1 : lanes;
     if (threadIdx.x == 0) nan = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < shape.size; i += blockDim.x) {
-      const Bits value = ordered(x[base + i * shape.lanes]);
-      if (limits.is_nan(value)) nan = 1;
+    for (Index i = threadIdx.x; i < size; i += blockDim.x) {
+      const Bits value = ordered(from[i * lanes]);
+      if ((value > limits.infinity) | (value < static_cast<Bits>(~limits.infinity))) nan = 1;
       key[i * stride] = value;
     }
     __syncthreads();
-    sort_with_block(key, shape.size, stride);
+    sort_with_block(key, size, stride);
     // Both ends at once, because the keys may lie where the results go.
-    for (int64_t i = threadIdx.x; 2 * i < shape.size; i += blockDim.x) {
-      const int64_t mirror = shape.size - 1 - i;
+    for (Index i = threadIdx.x; 2 * i < size; i += blockDim.x) {
+      const Index mirror = size - 1 - i;
       const Bits low = key[i * stride], high = key[mirror * stride];
-      y[base + shape.row(i) * shape.lanes] = nan ? limits.quiet_nan : ordered(low);
-      y[base + shape.row(mirror) * shape.lanes] = nan ? limits.quiet_nan : ordered(high);
+      to[(shape.descending ? mirror : i) * lanes] = nan ? limits.quiet_nan : ordered(low);
+      to[(shape.descending ? i : mirror) * lanes] = nan ? limits.quiet_nan : ordered(high);
     }
     __syncthreads();
   }
@@ -245,7 +266,7 @@ struct Sort {
     if (!aligned_for_packs(x, y) || shape.lanes == 1 || shape.lanes % kColumns != 0) return false;
     const int64_t packs = shape.columns() / kColumns;
     LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_packs<Bits, Size>), x, y,
-                     static_cast<uint32_t>(packs), static_cast<uint32_t>(shape.lanes), size(), shape.descending, limits);
+                     static_cast<uint32_t>(packs), Divider::by(shape.lanes), size(), shape.descending, limits);
     return true;
   }
 
@@ -266,9 +287,20 @@ struct Sort {
   template <int Size>
   bool staged() const {
     if (shape.lanes != 1) return false;
-    LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), kStagedThreads), kStagedThreads, stream, (sort_staged<Bits, Size>), x, y,
-                     static_cast<uint32_t>(shape.columns()), size(), shape.descending, limits);
+    if (sizeof(Bits) == 2 && size() % 2 == 0 && aligned_for_packs(x, y, 4)) {
+      staged_by_words<Size, 4>();
+    } else {
+      staged_by_words<Size, sizeof(Bits)>();
+    }
     return true;
+  }
+
+  template <int Size, int Bytes>
+  void staged_by_words() const {
+    constexpr int kWord = Bytes < static_cast<int>(sizeof(Bits)) ? sizeof(Bits) : Bytes;
+    LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), kStagedThreads), kStagedThreads, stream,
+                     (sort_staged<Bits, kWord, Size>), x, y, static_cast<uint32_t>(shape.columns()),
+                     Divider::by(size() / Pack<Bits, kWord>::kCount), shape.descending, limits);
   }
 
   void one_by_one() const {
@@ -299,8 +331,29 @@ struct Sort {
     } else if (shape.size <= kLargestInRegisters) {
       small<kLargestInRegisters>();
     } else {
-      LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), 1), kThreads, stream, (sort_large<Bits>), x, y, shape, limits);
+      large();
     }
+  }
+
+  void large() const {
+    constexpr int kMost = kSharedBytes / static_cast<int>(sizeof(Bits)), kFew = 1024;
+    const bool narrow = fits_32_bits(shape.size * shape.lanes);
+    if (narrow && shape.size <= kFew) {
+      large_of<int32_t, kFew>();
+    } else if (narrow && shape.size <= kMost) {
+      large_of<int32_t, kMost>();
+    } else {
+      large_of<int64_t, 0>();
+    }
+  }
+
+  // A thread for each comparator of a stage, as far as they go.
+  template <class Index, int Shared>
+  void large_of() const {
+    int threads = kWarp;
+    while (threads < kThreads && 2 * threads < shape.size) threads *= 2;
+    LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), 1), threads, stream, (sort_large<Bits, Index, Shared>), x, y, shape,
+                     limits);
   }
 };
 

@@ -2,7 +2,8 @@
 // each, in shared memory where they fit and in place in the output where they do not.
 //
 // Small groups reach memory in one of three ways. Lanes side by side (images, strided layouts): a thread sorts as many
-// neighbouring columns as fill 16 bytes, or fewer where their keys would not fit the registers. Groups one after the
+// neighbouring columns as fill 16 bytes, or fewer where their keys would not fit the registers or lanes are not a multiple
+// of them. Groups one after the
 // other, of a size that divides 16 bytes: a thread sorts the groups of 16 bytes. Other groups one after the other: a
 // block copies a contiguous piece to shared memory and back, so that every access to memory is coalesced; 16-bit numbers
 // go by twos.
@@ -70,10 +71,10 @@ constexpr int kPackBytes = [] {
 
 // ---- lanes side by side
 
-template <class Bits, int Size>
-__global__ void sort_packs(const Bits* __restrict__ x, Bits* __restrict__ y,
-                           uint32_t packs, Divider by_lanes, int size, bool descending, Limits<Bits> limits) {
-  using P = Pack<Bits, kPackBytes<Bits, Size>>;
+template <class Bits, int Size, int Bytes>
+__global__ void sort_columns(const Bits* __restrict__ x, Bits* __restrict__ y,
+                             uint32_t packs, Divider by_lanes, int size, bool descending, Limits<Bits> limits) {
+  using P = Pack<Bits, Bytes>;
   constexpr uint32_t kCount = P::kCount;
   const uint32_t stride = gridDim.x * blockDim.x;
   for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
@@ -82,7 +83,7 @@ __global__ void sort_packs(const Bits* __restrict__ x, Bits* __restrict__ y,
     P rows[Size];
 #pragma unroll
     for (int r = 0; r < Size; ++r)
-      if (r < size) rows[r] = P::load(x + base + r * lanes);
+      rows[r] = r < size ? P::load(x + base + r * lanes) : P{};
 #pragma unroll
     for (int k = 0; k < P::kCount; ++k) {
       Bits value[Size];
@@ -166,26 +167,6 @@ __global__ void sort_staged(const Bits* __restrict__ x, Bits* __restrict__ y,
   }
 }
 
-// ---- any lanes, one column for each thread
-
-template <class Bits, int Size>
-__global__ void sort_small(const Bits* __restrict__ x, Bits* __restrict__ y,
-                           GroupSortShape shape, Limits<Bits> limits) {
-  const int size = static_cast<int>(shape.size);
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; column < shape.columns();
-       column += stride) {
-    const int64_t base = shape.base(column);
-    Bits value[Size];
-#pragma unroll
-    for (int r = 0; r < Size; ++r) value[r] = r < size ? x[base + r * shape.lanes] : Bits{};
-    sort_group(value, size, limits);
-#pragma unroll
-    for (int r = 0; r < Size; ++r)
-      if (r < size) y[base + shape.row(r) * shape.lanes] = value[r];
-  }
-}
-
 // ---- large groups
 
 constexpr int kWarp = 32;
@@ -261,16 +242,6 @@ struct Sort {
   int size() const { return static_cast<int>(shape.size); }
 
   template <int Size>
-  bool in_packs() const {
-    constexpr int64_t kColumns = kPackBytes<Bits, Size> / static_cast<int64_t>(sizeof(Bits));
-    if (!aligned_for_packs(x, y) || shape.lanes == 1 || shape.lanes % kColumns != 0) return false;
-    const int64_t packs = shape.columns() / kColumns;
-    LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_packs<Bits, Size>), x, y,
-                     static_cast<uint32_t>(packs), Divider::by(shape.lanes), size(), shape.descending, limits);
-    return true;
-  }
-
-  template <int Size>
   bool within_packs() const {
     if constexpr (Size * sizeof(Bits) <= 16) {
       const int64_t elements = shape.columns() * shape.size;
@@ -303,20 +274,23 @@ struct Sort {
                      Divider::by(size() / Pack<Bits, kWord>::kCount), shape.descending, limits);
   }
 
-  void one_by_one() const {
-    const int64_t blocks = blocks_for(shape.columns(), kThreads);
-    if (shape.size <= 8) {
-      LIPDEPLOY_LAUNCH(blocks, kThreads, stream, (sort_small<Bits, 8>), x, y, shape, limits);
-    } else {
-      LIPDEPLOY_LAUNCH(blocks, kThreads, stream, (sort_small<Bits, kLargestInRegisters>), x, y, shape, limits);
+  // In packs of `Bytes`, or of fewer.
+  template <int Size, int Bytes>
+  void in_columns() const {
+    constexpr int kColumns = Pack<Bits, Bytes>::kCount;
+    if constexpr (kColumns > 1) {
+      if (!aligned_for_packs(x, y, Bytes) || shape.lanes % kColumns != 0) return in_columns<Size, Bytes / 2>();
     }
+    const int64_t packs = shape.columns() / kColumns;
+    LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_columns<Bits, Size, Bytes>), x, y,
+                     static_cast<uint32_t>(packs), Divider::by(shape.lanes), size(), shape.descending, limits);
   }
 
   template <int Size>
   void small() const {
-    if (!fits_32_bits(shape.columns() * shape.size)) return one_by_one();
-    if (in_packs<Size>() || within_packs<Size>() || staged<(Size < 4 ? 4 : Size)>()) return;
-    one_by_one();
+    if (!fits_32_bits(shape.columns() * shape.size)) return large();  // one sample, of more than 2^31 numbers
+    if (within_packs<Size>() || staged<(Size < 4 ? 4 : Size)>()) return;
+    in_columns<Size, kPackBytes<Bits, Size>>();
   }
 
   void piece() const {

@@ -132,8 +132,10 @@ async def _process(service: Service, binding: Binding, ports: Sequence[Port], ex
     _watch_signals(service, servers)
     async with contextlib.AsyncExitStack() as stack:
         if extra is not None:
+            service.listening = False
             await stack.enter_async_context(extra)
             await _turn(service, servers)
+            service.listening = True
         await stack.enter_async_context(_grpc(service, binding))
         if extra is None:
             announce(binding, ports, service.settings)

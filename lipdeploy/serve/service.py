@@ -58,7 +58,8 @@ Siblings = Callable[[str, dict[str, Any]], Awaitable[list[Any]]]
 class Service:
     """The models, the queue and the counters behind every door of one process.
 
-    ``start`` begins to verify and returns at once; ``infer`` answers. Use it on one event loop.
+    ``start`` begins to verify and returns at once; ``infer`` answers. Use it on one event loop. ``listening`` is false
+    in one of several processes while it leaves the port that they share to the others.
     """
 
     def __init__(self, settings: Settings, agreement: Agreement | None = None) -> None:
@@ -67,6 +68,7 @@ class Service:
         self.repository = Repository(settings, self.metrics, agreement)
         self.epsilon = None if settings.epsilon is None else checked_epsilon(settings.epsilon)
         self.draining = False
+        self.listening = True
         self.inflight = 0
         self.last_request = time.perf_counter()
         self.siblings: Siblings | None = None

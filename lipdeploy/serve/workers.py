@@ -41,6 +41,7 @@ MESSAGE_BYTES = 64 * 2**20
 RESTART_SECONDS = 1.0
 POLL_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1
+BEGUN = "begun"  # a file in the private folder: all were ready once
 
 
 def supervise(settings: Settings, binding: server.Binding, ports: Sequence[Port]) -> int:
@@ -214,13 +215,24 @@ class Talk:
         return self.folder / f"{index}.sock"
 
     async def ask(self, action: str, content: dict[str, Any]) -> list[Any]:
-        """What every other worker says to ``action``; one that does not answer is left out of ``metrics`` only."""
+        """What every other worker says to ``action``.
+
+        One that does not answer is left out of ``metrics``, one that does not listen of readiness once all were ready.
+        """
         others = [index for index in range(self.workers) if index != self.index]
-        return [
+        answers = [
             answer
             for answer in await asyncio.gather(*(self._ask_one(index, action, content) for index in others))
             if answer is not None
         ]
+        return self._counting(answers) if action in ("ready", "model_ready") else answers
+
+    def _counting(self, answers: list[Any]) -> list[Any]:
+        begun = self.folder / BEGUN
+        if all(answer["state"]["ready"] for answer in answers):
+            begun.touch()
+        everybody = not begun.exists()
+        return [answer["state"] for answer in answers if answer["listening"] or everybody]
 
     async def _ask_one(self, index: int, action: str, content: dict[str, Any]) -> Any:
         try:
@@ -233,7 +245,7 @@ class Talk:
                     writer.close()
         except (OSError, TimeoutError, ValueError) as error:
             reason = f"worker {index} does not answer: {type(error).__name__}"
-            return None if action == "metrics" else {"ready": False, "reason": reason, "error": reason, "progress": 0.0}
+            return _silence(action, reason, died=not isinstance(error, TimeoutError))
 
     async def _heard(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -250,13 +262,30 @@ class Talk:
         if action == "metrics":
             return self.service.metrics.snapshot()
         if action == "ready":
-            return self.service.readiness()
+            return self._listens(self.service.readiness())
+        if action == "model_ready":
+            return self._listens(self._model_ready(question["name"], question["version"]))
         try:
-            if action == "model_ready":
-                return self.service.model_readiness(question["name"], question["version"])
             return {"error": await change(self.service, question["name"])}
         except RequestProblem as problem:
+            return {"error": problem.message}
+
+    def _listens(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {"listening": self.service.listening and not self.service.draining, "state": state}
+
+    def _model_ready(self, name: str, version: str | None) -> dict[str, Any]:
+        try:
+            return self.service.model_readiness(name, version)
+        except RequestProblem as problem:
             return {"ready": False, "error": problem.message}
+
+
+def _silence(action: str, reason: str, *, died: bool) -> Any:
+    """Stands for an answer that did not come; one that died, or is still to come, does not listen."""
+    if action == "metrics":
+        return None
+    state = {"ready": False, "reason": reason, "error": reason, "progress": 0.0}
+    return state if action in ("load", "unload") else {"listening": not died, "state": state}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,13 @@ class Process:
             if line["event"] == name and fields.items() <= line.items():
                 return line
 
+    def so_far(self) -> list[dict[str, Any]]:
+        """Every log line that has come."""
+        with contextlib.suppress(queue.Empty):
+            while (line := self._news.get_nowait()) is not None:
+                self.lines.append(line)
+        return self.lines
+
     def listening(self) -> tuple[str, int]:
         """Scheme and port, once it listens."""
         url = self.event("listening")["url"]

@@ -102,6 +102,38 @@ def not_the_same(pair: Workers) -> None:
     assert pair.ask(READY) == pair.ask(f"{MODEL}/ready") == [200, 200]
 
 
+def test_ready_is_who_listens_once_all_were(pair: Workers) -> None:
+    """A worker that is restarted, and verifies while others have the port, takes no requests."""
+    paths = (READY, f"{MODEL}/ready")
+    assert [pair.clients[0].get(path).status for path in paths] == [503, 503]  # the second is still to come
+    second = pair.start(1, verify=False).app.service
+    second.listening = False
+    assert [pair.clients[0].get(path).status for path in paths] == [503, 503]
+    pair.verify(1)
+    second.listening = True
+    assert pair.ask(READY) == [200, 200]
+    second.drain()
+    assert pair.ask(READY) == [200, 503]
+    second = pair.start(1, verify=False).app.service
+    second.listening = False
+    assert [pair.clients[0].get(path).status for path in paths] == [200, 200]
+    second.listening = True
+    assert [pair.clients[0].get(path).status for path in paths] == [503, 503]
+    pair.end(1)
+    assert [pair.clients[0].get(path).status for path in paths] == [200, 200]
+
+
+def test_a_worker_that_hangs_is_not_ready(pair: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.start(1)
+    monkeypatch.setitem(workers.ASK_SECONDS, "ready", 0.2)
+
+    async def never(question: Any) -> Any:
+        await asyncio.sleep(1.0)
+
+    monkeypatch.setattr(workers.Talk, "_reply", lambda self, question: never(question))
+    assert pair.clients[0].get(READY).status == 503
+
+
 def test_a_file_that_is_replaced_before_a_worker_is_restarted(pair: Workers, tmp_path: Path) -> None:
     pair.start(1)
     assert pair.labels() == [LABELS[CLASSIFIER]] * 2

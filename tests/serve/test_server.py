@@ -487,7 +487,7 @@ def test_two_workers_are_one_server(net: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_dies_is_replaced(net: Path, number: signal.Signals) -> None:
     """Also one that was told to end by somebody else: it must not close the port behind it as the last one does."""
-    with serving(net, "--threads", 1, "--workers", 2) as server:
+    with serving(net, "--threads", 1, "--workers", 2, "--drain-seconds", 12) as server:
         _, port = server.listening()
         victim = server.event("ready")["pid"]
         until_ready(port)
@@ -495,8 +495,9 @@ def test_a_worker_that_dies_is_replaced(net: Path, number: signal.Signals) -> No
         os.kill(victim, number)
         server.event("a worker died")
         assert ask(port, "POST", INFER, BODY).status == 200
-        until_ready(port)
-        assert server.event("ready")["pid"] != victim
+        while len({line["pid"] for line in server.so_far() if line["event"] == "ready"}) < 3:
+            assert ask(port, "GET", "/v2/health/ready").status == 200  # the other one is
+            assert ask(port, "GET", "/v2/models/net/ready").status == 200
         assert ask(port, "POST", INFER, BODY).status == 200
         if number == signal.SIGTERM:  # the others go on listening, so it need not wait for a quiet moment
             at = {line["event"]: line["ts"] for line in server.lines if line["pid"] == victim}
@@ -522,6 +523,8 @@ def test_a_worker_that_is_replaced_serves_what_the_other_serves(net: Path) -> No
         write(net, OTHER)
         os.kill(victim, signal.SIGKILL)
         assert server.event("left out")["pid"] != victim
+        while ask(port, "GET", "/v2/health/ready").status == 200:  # until it listens
+            time.sleep(0.02)
         assert {ask(port, "GET", "/v2/health/ready").status for _ in range(20)} == {503}
         replies = [ask(port, "POST", INFER, BODY) for _ in range(20)]
         assert {reply.status for reply in replies} <= {200, 503}

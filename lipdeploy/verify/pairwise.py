@@ -15,6 +15,7 @@ from lipdeploy.verify.bound import Bound
 from lipdeploy.verify.collapse import Collapsed
 from lipdeploy.verify.graph import Call, Constant, Flow, Value
 from lipdeploy.verify.norms import Norm
+from lipdeploy.verify.open_sizes import is_open
 from lipdeploy.verify.operator_norm.sums import Array, inflate_array, square_sums
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, sqrt_up
 
@@ -27,7 +28,7 @@ def pair_bounds(
     output: Flow, name: str, calls: Sequence[Call], values: Mapping[str, Value], collapsed: Collapsed | None = None
 ) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """(classes, classes) upper bounds with a zero diagonal; ``None`` unless the output is a row of 2 … 4096 scores."""
-    if len(output.shape) != 1 or not 2 <= output.shape[0] <= MOST_CLASSES:
+    if is_open(output.shape) or len(output.shape) != 1 or not 2 <= output.shape[0] <= MOST_CLASSES:
         return None
     classes = output.shape[0]
     best = min(bound * PAIR_FACTOR[norm] for norm, bound in output.lipschitz.items())

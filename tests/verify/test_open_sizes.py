@@ -233,3 +233,13 @@ def test_the_gain_in_l2_is_no_less_than_the_plain_torus() -> None:
     kernel = weight(3, 4, 4, 3, 3)
     opened, fixed = two_models("y = Conv <pads=[1,1,1,1]> (x, w)", 4, (33, 31), w=kernel)
     assert judge(opened).lipschitz_bound >= judge(fixed).lipschitz_bound * (1 - 1e-9)  # type: ignore[operator]
+
+
+def test_an_open_size_that_is_left_alone_is_no_row_of_scores() -> None:
+    """The channels are reduced away: an output (N, H) has a bound, and as many entries as the image has rows."""
+    verdict = judge("g (float[N, 3, H] x) => (float[N, H] y) <int64[1] a = {1}> { y = ReduceMax <keepdims=0> (x, a) }")
+    assert verdict.status == "verified", verdict.refusals
+    assert verdict.lipschitz_bound == 1.0
+    assert verdict.output is not None
+    assert verdict.output.shape == (None, None)
+    assert verdict.class_bounds is None

@@ -131,8 +131,13 @@ def _targets(call: Call, shape: tuple[int, ...]) -> list[tuple[int, Fraction]]:
 
 
 def scaled_size(call: Call, size: int, scale: Fraction) -> int:
-    """⌊size·scale⌋, refused where a runtime's float32 product may round up to the next whole number."""
+    """⌊size·scale⌋, refused where a runtime's float32 product may round up to the next whole number.
+
+    Also where it is ``size`` again: an image whose sizes all stay is passed on unchanged by some runtimes.
+    """
     exact = size * scale
+    if scale != 1 and math.floor(exact) == size:
+        raise call.refuse("LIP002", f"runtimes disagree about a scale of {float(scale)} that leaves {size} pixels")
     if exact.denominator > 1 and math.floor(exact * (1 - BLUR)) != math.floor(exact * (1 + BLUR)):
         hint = "state the sizes, or a scale whose product with the size is not just below a whole number"
         raise call.refuse("LIP002", f"runtimes may round {size} × {float(scale)} to another size", hint)

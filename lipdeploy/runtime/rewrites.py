@@ -192,10 +192,16 @@ def global_pool(reduction: str) -> Callable[[Rewriting, onnx.NodeProto], None]:
     """GlobalAveragePool, GlobalMaxPool = a reduction over the spatial axes."""
 
     def rewrite(graph: Rewriting, node: onnx.NodeProto) -> None:
-        rank = len(graph.shape(node.input[0], node))
-        graph.reduce(reduction, node.input[0], range(2, rank), node.output[0])
+        graph.reduce(reduction, node.input[0], _image_axes(graph, node), node.output[0])
 
     return rewrite
+
+
+def _image_axes(graph: Rewriting, node: onnx.NodeProto) -> range:
+    rank = len(graph.shape(node.input[0], node))
+    if rank < 3:
+        raise unsupported(node, "there is no image, and a reduction without axes takes all of them, the batch too")
+    return range(2, rank)
 
 
 def global_lp_pool(graph: Rewriting, node: onnx.NodeProto) -> None:
@@ -203,9 +209,9 @@ def global_lp_pool(graph: Rewriting, node: onnx.NodeProto) -> None:
     p = int(attributes_of(node).get("p", 2))
     if p not in (1, 2):
         raise unsupported(node, f"p = {p}")
-    rank, x, stem = len(graph.shape(node.input[0], node)), node.input[0], node.output[0]
+    axes, x, stem = _image_axes(graph, node), node.input[0], node.output[0]
     powers = graph.emit("Mul", [x, x], stem=stem) if p == 2 else graph.emit("Abs", [x], stem=stem)
-    total = graph.reduce("ReduceSum", powers, range(2, rank), graph.fresh(stem) if p == 2 else stem)
+    total = graph.reduce("ReduceSum", powers, axes, graph.fresh(stem) if p == 2 else stem)
     if p == 2:
         graph.emit("Sqrt", [total], stem)
 

@@ -19,6 +19,7 @@ from lipdeploy.verify.open_sizes import OpenSize
 from lipdeploy.verify.open_windows import average_pool, convolution, max_pool, transposed_convolution
 from lipdeploy.verify.rounding import sqrt_up
 from lipdeploy.verify.rules import RULES
+from lipdeploy.verify.rules.pooling import pooled_shape
 from lipdeploy.verify.rules.registry import FLAGS
 from lipdeploy.verify.rules.structure import padded_positions, pads_per_axis
 from lipdeploy.verify.step import Step
@@ -115,7 +116,7 @@ def _put_back(call: Call, shape: tuple[int, ...], before: tuple[int, ...]) -> tu
 
 def _global_pool(call: Call) -> list[Step]:
     """The maximum of n ≥ 1 entries, 1 in every norm, or their mean: 1/√n ≤ 1, 1, 1/n ≤ 1. Channels may be open, too."""
-    shape, rule = call.flow().shape, "maximum" if call.op == "GlobalMaxPool" else "mean, any size"
+    shape, rule = pooled_shape(call), "maximum" if call.op == "GlobalMaxPool" else "mean, any size"
     return [Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), rule, rounding=None)]
 
 

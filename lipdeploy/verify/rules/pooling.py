@@ -11,6 +11,7 @@ from lipdeploy.verify.bound import ONE, ZERO, Bound
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.limits import MOST_AVERAGED, MOST_LISTED, check_listed
 from lipdeploy.verify.norms import Gains, Norm, PerNorm, constant_norm, diagonal, per_norm
+from lipdeploy.verify.open_sizes import stated
 from lipdeploy.verify.operator_norm import dense_gains
 from lipdeploy.verify.operator_norm.sums import Array
 from lipdeploy.verify.rounding import UNIT_ROUNDOFF, div_up, down, mul_up, sqrt_up
@@ -21,21 +22,35 @@ from lipdeploy.verify.step import EXACT, Rounding, Step
 POOL = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
 
 
-def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
+def pooled_shape(call: Call) -> tuple[int, ...]:
+    """(channels, *image) of the data. Without an image, a program that reduces "all axes from 2 on" takes them all."""
     shape = call.flow().shape
     if len(shape) < 2:
-        raise call.refuse("LIP013", f"pooling needs (channels, *image), not {list(shape)}")
+        raise call.refuse("LIP013", f"pooling needs (channels, *image), not {list(stated(shape))}")
+    return shape
+
+
+def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
+    shape = pooled_shape(call)
     kernel = call.integers("kernel_shape")
     ceil = bool(call.integer("ceil_mode", 0))
     window = windows(call, shape[1:], kernel, ceil=ceil)
     check_listed(call, (n * k for n, k in zip(window.outputs, kernel, strict=True)), MOST_LISTED)
-    if call.string("auto_pad", "NOTSET").startswith("SAME") and max(window.dilations) > 1:
+    same = call.string("auto_pad", "NOTSET").startswith("SAME")
+    if same and max(window.dilations) > 1:
         raise call.refuse("LIP002", "runtimes disagree about auto_pad with dilations; state the pads")
+    if same and any(map(_skips, window.inputs, window.outputs, window.strides, kernel)):
+        raise call.refuse("LIP002", "runtimes disagree about auto_pad where strides pass over pixels; state the pads")
     if ceil and call.string("auto_pad", "NOTSET") != "NOTSET" and window != windows(call, shape[1:], kernel):
         raise call.refuse("LIP002", "runtimes disagree about auto_pad with ceil_mode; state the pads")
     if any(not inside for axis, taps in enumerate(kernel) for inside in _inside(window, axis, taps)):
         raise call.refuse("LIP002", "a window lies wholly in the padding")
     return shape[0], window, kernel
+
+
+def _skips(size: int, count: int, stride: int, taps: int) -> bool:
+    """Whether ``count`` windows do not reach from the first pixel to the last: their padding would be negative."""
+    return (count - 1) * stride + taps < size
 
 
 @rule("MaxPool", attributes=(*POOL, "storage_order"))
@@ -157,7 +172,7 @@ def _means(count: int) -> Rounding:
 @rule("GlobalAveragePool")
 def global_average_pool(call: Call) -> Step:
     """The mean of n entries per channel: 1/√n, 1, 1/n."""
-    shape = call.flow().shape
+    shape = pooled_shape(call)
     count = math.prod(shape[1:])
     return Step((shape[0], *(1 for _ in shape[1:])), (mean_gains(count),), "mean", rounding=_means(count))
 
@@ -165,7 +180,7 @@ def global_average_pool(call: Call) -> Step:
 @rule("GlobalMaxPool")
 def global_max_pool(call: Call) -> Step:
     """|max a − max b| ≤ max |a − b|: 1 in every norm."""
-    shape = call.flow().shape
+    shape = pooled_shape(call)
     return Step((shape[0], *(1 for _ in shape[1:])), (diagonal(ONE),), "maximum", rounding=EXACT)
 
 
@@ -230,7 +245,7 @@ def reduce_log_sum_exp(call: Call) -> Step:
 @rule("GlobalLpPool", attributes=("p",))
 def global_lp_pool(call: Call) -> Step:
     """‖map‖₂ per channel: 1 in ℓ2 and ℓ1, √n in ℓ∞. ‖map‖₁ moves like a sum: √n, n, 1."""
-    shape = call.flow().shape
+    shape = pooled_shape(call)
     count, order = math.prod(shape[1:]), _order(call)
     gains = sum_gains(count) if order == 1 else per_norm(ONE, ONE, Bound(sqrt_up(float(count))))
     sizes = (shape[0], *(1 for _ in shape[1:]))

@@ -18,7 +18,7 @@ from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN, attach_functions
 from lipdeploy.runtime import products
 from lipdeploy.runtime.executed import constant_tensor
-from lipdeploy.runtime.rewrites import REWRITES
+from lipdeploy.runtime.rewrites import REWRITES, check_max_pool
 from lipdeploy.runtime.rewriting import Rewriting, Shape, attributes_of, unsupported
 from lipdeploy.runtime.stored import fold_stored
 
@@ -248,14 +248,16 @@ def _translate(graph: Rewriting, node: onnx.NodeProto) -> None:
     if node.domain in STANDARD and node.op_type in REWRITES:
         REWRITES[node.op_type](graph, node)
     elif node.domain == DOMAIN or (node.domain in STANDARD and node.op_type in KERNELS):
-        _check_kernel(node)
+        _check_kernel(graph, node)
         graph.nodes.append(node)
     else:
         raise unsupported(node, "ONNX Runtime has no float64 kernel for it, and there is no exact rewrite")
 
 
-def _check_kernel(node: onnx.NodeProto) -> None:
-    """Attributes that send an operator with a float64 kernel to another meaning."""
+def _check_kernel(graph: Rewriting, node: onnx.NodeProto) -> None:
+    """Attributes that send an operator with a float64 kernel to another meaning, or image."""
+    if node.op_type == "MaxPool":
+        check_max_pool(graph, node)
     if node.op_type == "BatchNormalization" and attributes_of(node).get("training_mode", 0):
         raise unsupported(node, "training_mode = 1")
 

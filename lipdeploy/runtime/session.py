@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 
-from lipdeploy.errors import InputError, IntegrityError, Refusal, Refused
+from lipdeploy.errors import InputError, Refusal, Refused
 from lipdeploy.runtime import engine as engines
 from lipdeploy.runtime.answered import Answered, agreeing, columns, named, scores
+from lipdeploy.runtime.comparisons import Probe, Run, check_programs
 from lipdeploy.runtime.double import double_model, elements_per_row
 from lipdeploy.runtime.engine import Engine
 from lipdeploy.runtime.inputs import (
@@ -109,8 +112,7 @@ class CertifiedSession:
         self._plain_input = self._inputs[0].name if plain else None
         float32s = {"adaptive": self._stored_rule, "f32": self._radius_rule}.get(certify)
         self._at_once = native_answers(float32s, self._input_size) if plain and self._input_size else None
-        self._compare_programs()
-        self._check_products(source.proto)
+        self._compare_programs(source.proto)
         if self.library is not None:
             self.library.check(self.verdict.operators)
         if source.proto.ByteSize() > engines.HEAVY:
@@ -252,40 +254,38 @@ class CertifiedSession:
         rows = max(1, BYTES_PER_RUN // (8 * elements_per_row(wide)))
         return self._open(wide, "float64 program"), rows
 
-    def _compare_programs(self) -> None:
-        """Raise ``IntegrityError`` when the two programs differ on a probe by more than their proven errors allow."""
-        stored, double = (self.verdict.numeric_error.get(program) for program in ("f32", "f64"))
-        if self._double is None or self._heads is None or stored is None or double is None:
+    def _compare_programs(self, model: onnx.ModelProto) -> None:
+        """Raise ``IntegrityError`` when programs of this network answer a probe otherwise than their errors allow."""
+        heads, errors = self._heads, self.verdict.numeric_error
+        if heads is None:
             return
-        feeds = probe_feeds(self._inputs)
-        norms = input_norm_up(flattened(feeds), self.norm)
-        apart = np.abs(self._stored_logits(feeds, self._heads) - self._double_logits(feeds, self._heads)).max(axis=1)
-        allowed = (stored.c0 + stored.c1 * norms + double.c0 + double.c1 * norms) * (1.0 + 1e-9)
-        covered = norms <= min(stored.x_max, double.x_max)
-        if np.any(covered & ~(apart <= allowed)):
-            found = f"differ by {apart.max():.3g}, proven is at most {allowed.max():.3g}"
-            raise IntegrityError(
-                f"on a probe the stored and the float64 program {found}",
-                hint="report this model: an operator here does not compute what the verifier was told",
-            )
+        probe = Probe.of(self.verdict, self._inputs)
+        double: Run | None = None
+        if self._double is not None:
+            double = partial(self._double_logits, pairwise=heads)
+            if self._engine.double_products:
+                self._check_products(model, probe, double)
+        elif errors.get("f64") is not None:
+            with contextlib.suppress(Refused):  # there need not be one
+                double = self._to_compare(model, products=self._engine.double_products)
+        stored = partial(self._stored_logits, pairwise=heads)
+        check_programs(probe, stored, double, errors, stored_answers=self._uncovered() is None)
 
-    def _check_products(self, model: onnx.ModelProto) -> None:
-        """Raise ``IntegrityError`` when the library's products and the standard operators differ by more than allowed.
-
-        Both programs compute the same real function with the same error bound, so a probe may show twice that.
-        """
+    def _check_products(self, model: onnx.ModelProto, probe: Probe, double: Run) -> None:
+        """Both programs compute the same real function with the same error bound, so a probe may show twice that."""
         error = self.verdict.numeric_error.get("f64")
-        if self._double is None or self._heads is None or error is None or not self._engine.double_products:
+        if error is None:
             return
-        wide = double_model(model, self._output)
-        standard = self._engine.open_to_compare(wide, "float64 program in standard operators")
-        feeds = probe_feeds(self._inputs)
-        norms = input_norm_up(flattened(feeds), self.norm)
-        expected = scores(engines.run(standard, self._output, widened(feeds)), feeds)
-        apart = np.abs(self._double_logits(feeds, self._heads) - expected).max(axis=1)
-        if np.any((norms <= error.x_max) & ~(apart <= 2.0 * (error.c0 + error.c1 * norms) * (1.0 + 1e-9))):
-            path = self.library.path if self.library else ""
-            raise IntegrityError(f"on a probe the float64 products of {path} err by {apart.max():.3g}", hint=REINSTALL)
+        path = self.library.path if self.library else ""
+        what = f"the float64 products of {path} and of the standard operators"
+        standard = self._to_compare(model, products=False)(probe.feeds)
+        probe.check_alike(double(probe.feeds), standard, (error, error), what, REINSTALL)
+
+    def _to_compare(self, model: onnx.ModelProto, *, products: bool) -> Run:
+        """A float64 program, with the library's products or in standard operators, for as long as it is held."""
+        program = double_model(model, self._output, products)
+        opened = self._engine.open_to_compare(program, "float64 program to compare with")
+        return lambda feeds: scores(engines.run(opened, self._output, widened(feeds)), feeds)
 
     def _error_constants(self) -> ErrorBound | None:
         """Error constants of the program whose logits give the radius; refused where they are unknown."""

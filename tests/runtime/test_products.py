@@ -218,7 +218,7 @@ def test_a_wrong_product_is_noticed_at_the_start(network, monkeypatch):
 
     honest = products.panels
     monkeypatch.setattr(products, "panels", wrong)
-    with pytest.raises(IntegrityError, match=r"on a probe the float64 products of .* err by"):
+    with pytest.raises(IntegrityError, match=r"on a probe the float64 products of .* differ by"):
         CertifiedSession(network.SerializeToString())
 
 

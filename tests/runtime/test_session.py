@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from lipdeploy.errors import InputError, IntegrityError, LimitExceeded, Refused
 from lipdeploy.ops import attach_functions
@@ -401,19 +401,58 @@ def test_a_file_without_function_bodies_runs_without_the_library_too(network, mo
     assert without.run(None, {"x": x})[0].shape == (4, 5)
 
 
-def test_a_wrong_float64_program_is_noticed(network, monkeypatch):
-    honest = session.double_model
+def wrong_bias(honest, dims):
+    """``double_model`` with half too much in its biases of these dimensions."""
 
     def wrong(*given):
         program = honest(*given)
         for tensor in program.graph.initializer:
-            if tensor.dims == [5]:  # the last bias
+            if tensor.dims == dims:
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 0.5, tensor.name))
         return program
 
-    monkeypatch.setattr(session, "double_model", wrong)
+    return wrong
+
+
+@pytest.mark.parametrize("certify", MODES)
+def test_a_wrong_float64_program_is_noticed(network, monkeypatch, certify):
+    """Also where float32 answers: the two are held against each other, and nobody knows which is wrong."""
+    monkeypatch.setattr(session, "double_model", wrong_bias(session.double_model, [5]))
     with pytest.raises(IntegrityError, match="on a probe the stored and the float64 program differ by"):
+        CertifiedSession(network, certify=certify)
+
+
+def test_a_program_that_mixes_rows_is_noticed(network, monkeypatch):
+    honest = session.double_model
+
+    def wrong(*given):
+        program = honest(*given)
+        output = program.graph.output[0].name
+        last = next(node for node in program.graph.node if output in node.output)
+        last.output[list(last.output).index(output)] = "alone"
+        axes = numpy_helper.from_array(np.array([0]), "first")
+        program.graph.initializer.append(axes)
+        mean = helper.make_node("ReduceMean", ["alone", "first"], ["mean"])
+        program.graph.node.extend([mean, helper.make_node("Add", ["alone", "mean"], [output])])
+        return program
+
+    monkeypatch.setattr(session, "double_model", wrong)
+    with pytest.raises(IntegrityError, match="on a probe rows alone and together in the float64 program differ by"):
         CertifiedSession(network)
+
+
+def test_a_wrong_program_beside_unspecified_rounding_is_noticed(monkeypatch):
+    """How Tanh rounds in float32 nobody says; half more than the network's range is not rounding."""
+    weight = numpy_helper.from_array(np.eye(2, dtype=np.float32) / 4, "w")
+    bias = numpy_helper.from_array(np.zeros(2, np.float32), "b")
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["h"]), helper.make_node("Tanh", ["h"], ["y"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight, bias])
+    file = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+    assert CertifiedSession(file).verdict.numeric_error.get("f32") is None
+    monkeypatch.setattr(session, "double_model", wrong_bias(session.double_model, [2]))
+    with pytest.raises(IntegrityError, match="more than rounding explains"):
+        CertifiedSession(file)
 
 
 def test_flushing_subnormals_to_zero_is_noticed(linear):

@@ -349,18 +349,17 @@ def through_onnxruntime(ort: Any, library: Path, case: Case, x: Array, constants
 # ---- timing
 
 
-def timed_cases(mib: int) -> Iterator[tuple[Case, Type]]:
-    for kind in TYPES:
-        elements = mib * MIB // kind.stored.itemsize
-        rows, images = (elements // 1024, 1024), (elements // (64 * 1024), 64, 32, 32)
-        for size in (2, 4, 8, 16, 32):
-            yield sort_case(rows, size), kind
-            yield sort_case(images, size), kind
-        yield sort_case((elements // 512, 512), 0), kind
-        yield spline_case((elements // 64, 64)), kind
-        yield spline_case(images), kind
-        yield reflect_case(rows), kind
-        yield reflect_case(images), kind
+def timed_cases(elements: int) -> Iterator[Case]:
+    """Dense layers and images of so many numbers."""
+    rows, images = (elements // 1024, 1024), (elements // (64 * 1024), 64, 32, 32)
+    for size in (2, 4, 8, 16, 32):
+        yield sort_case(rows, size)
+        yield sort_case(images, size)
+    yield sort_case((elements // 512, 512), 0)
+    yield spline_case((elements // 64, 64))
+    yield spline_case(images)
+    yield reflect_case(rows)
+    yield reflect_case(images)
 
 
 def eager(gpu: Gpu, case: Case, kind: Type, x: Any, constants: list[Array]) -> Callable[[], Any]:
@@ -416,27 +415,33 @@ def race(gpu: Gpu, runs: dict[str, Callable[[], Any]], rounds: int = 15, calls: 
     return {name: statistics.median(taken) for name, taken in samples.items()}
 
 
-def time_all(kernels: Kernels, gpu: Gpu) -> Iterator[str]:
-    """Lines of the table."""
+def time_all(kernels: Kernels, gpu: Gpu, sizes: tuple[int, ...] = (64, 256)) -> Iterator[str]:
+    """Lines of the table, for tensors of so many MiB."""
     yield "| operator | type | MiB | copy ms | kernel ms | kernel / copy bandwidth | torch eager ms | eager / kernel |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for mib in (64, 256):
-        for case, kind in timed_cases(mib):
-            rng = np.random.default_rng(0)
-            sample = kind.encode(rng.standard_normal(1 << 20).astype(kind.work))
-            x = gpu.put(np.resize(sample, case.shape))
-            y = gpu.torch.empty_like(x)
-            _, constants = inputs(Case(case.op, (1, *case.shape[1:]), case.attributes, case.knots), kind)
-            held = [gpu.put(constant) for constant in constants]
-            runs: dict[str, Callable[[], Any]] = {
-                "copy": lambda x=x, y=y: y.copy_(x),
-                "kernel": kernels.bound(case, kind, constants, x, y, held),
-                "eager": eager(gpu, case, kind, x, constants),
-            }
-            took = race(gpu, runs)
-            copy, kernel, slow = took["copy"], took["kernel"], took["eager"]
-            times = f"{copy:.3g} | {kernel:.3g} | {copy / kernel:.2f} | {slow:.3g} | {slow / kernel:.1f}"
-            yield f"| {case} | {kind.name} | {mib} | {times} |"
+    for mib in sizes:
+        for kind in TYPES:
+            elements = mib * MIB // kind.stored.itemsize
+            sample = kind.encode(np.random.default_rng(0).standard_normal(1 << 20).astype(kind.work))
+            x = gpu.put(np.resize(sample, elements))
+            for case in timed_cases(elements):
+                copy, kernel, slow = time_one(kernels, gpu, case, kind, x)
+                times = f"{copy:.3g} | {kernel:.3g} | {copy / kernel:.2f} | {slow:.3g} | {slow / kernel:.1f}"
+                yield f"| {case} | {kind.name} | {mib} | {times} |"
+
+
+def time_one(kernels: Kernels, gpu: Gpu, case: Case, kind: Type, x: Any) -> tuple[float, float, float]:
+    """Milliseconds of a copy, of the kernel, of torch."""
+    y = gpu.torch.empty_like(x)
+    _, constants = inputs(Case(case.op, (1, *case.shape[1:]), case.attributes, case.knots), kind)
+    held = [gpu.put(constant) for constant in constants]
+    runs: dict[str, Callable[[], Any]] = {
+        "copy": lambda: y.copy_(x),
+        "kernel": kernels.bound(case, kind, constants, x, y, held),
+        "eager": eager(gpu, case, kind, x, constants),
+    }
+    took = race(gpu, runs)
+    return took["copy"], took["kernel"], took["eager"]
 
 
 # ---- the whole

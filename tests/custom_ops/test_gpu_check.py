@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.py"
@@ -72,6 +73,51 @@ def test_a_wrong_kernel_is_found(gpu_check: ModuleType, emulated_library: Path) 
     found = list(gpu_check.check(kernels, [Wrong(case.op, case.shape, case.attributes)]))
     assert len(found) == 2 * len(gpu_check.TYPES)
     assert "elements differ" in found[0][2]
+
+
+def test_its_table_and_what_torch_writes(
+    gpu_check: ModuleType, emulated_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way to the table, on the CPU: each contender runs once, and torch's equivalents mean the same in float32."""
+
+    class Pretend(gpu_check.Gpu):  # type: ignore[misc, name-defined]
+        suffix = "emulated"
+
+        def put(self, data: np.ndarray, shift: int = 0) -> Any:
+            room = torch.zeros(data.nbytes + 16, dtype=torch.uint8)
+            memory = room[-room.data_ptr() % 16 :][: data.nbytes]
+            return memory.copy_(torch.from_numpy(np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
+
+        def stream(self) -> int:
+            return 0
+
+    y: list[Any] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def race(gpu: Any, runs: dict[str, Any]) -> dict[str, float]:
+        y.append(runs["copy"]())
+        runs["kernel"]()
+        wanted = runs["eager"]()
+        got = y[-1].view(torch.float32).view(shapes[len(y) - 1])
+        torch.testing.assert_close(got, wanted.reshape(got.shape), rtol=0, atol=1e-5)
+        return {"copy": 1.0, "kernel": 2.0, "eager": 8.0}
+
+    def small(elements: int) -> list[Any]:
+        sort, spline, reflect = gpu_check.sort_case, gpu_check.spline_case, gpu_check.reflect_case
+        rows, images = (elements // 1024, 1024), (elements // 65536, 64, 32, 32)
+        cases = [sort(rows, 2), sort(images, 8), spline(rows), spline(images), reflect(rows), reflect(images)]
+        shapes.extend(case.shape for case in cases)
+        return cases
+
+    arange = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda *sizes, device: arange(*sizes))
+    monkeypatch.setattr(gpu_check, "TYPES", [kind for kind in gpu_check.TYPES if kind.name == "f32"])
+    monkeypatch.setattr(gpu_check, "timed_cases", small)
+    monkeypatch.setattr(gpu_check, "race", race)
+    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), Pretend())
+    lines = list(gpu_check.time_all(kernels, kernels.device, (1,)))
+    assert len(y) == len(shapes) == len(lines) - 2 == 6
+    assert lines[2] == "| GroupSort group_size 2, layout 0 on 256×1024 | f32 | 1 | 1 | 2 | 0.50 | 8 | 4.0 |"
 
 
 def test_its_bfloat16_is_bfloat16(gpu_check: ModuleType) -> None:

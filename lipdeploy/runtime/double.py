@@ -18,8 +18,8 @@ from lipdeploy.errors import InputError
 from lipdeploy.ops import DOMAIN, attach_functions
 from lipdeploy.runtime import products
 from lipdeploy.runtime.executed import constant_tensor
-from lipdeploy.runtime.rewrites import REWRITES, check_max_pool
-from lipdeploy.runtime.rewriting import Rewriting, Shape, attributes_of, unsupported
+from lipdeploy.runtime.rewrites import REWRITES
+from lipdeploy.runtime.rewriting import Rewriting, Shape, Sizes, attributes_of, unsupported
 from lipdeploy.runtime.stored import fold_stored
 
 STANDARD = ("", "ai.onnx")
@@ -39,13 +39,17 @@ KERNELS = frozenset(
 )
 
 
-def double_model(model: onnx.ModelProto, output_name: str | None = None, own: bool = False) -> onnx.ModelProto:
+def double_model(
+    model: onnx.ModelProto, output_name: str | None = None, own: bool = False, verified: Sizes | None = None
+) -> onnx.ModelProto:
     """The float64 program of ``model`` (external data already inlined) for one of its outputs.
 
     ``own``: products and convolutions through the operator library (``products.py``), not standard operators.
+    ``verified``: the sizes of a sample of each tensor in the network that was proven (``Verdict.sizes``).
 
-    Raises ``Refused`` (LIP018) naming the first node that has neither a float64 kernel nor an exact rewrite, and
-    ``InputError`` when there is no output of that name.
+    Raises ``Refused`` (LIP018) naming the first node that has neither a float64 kernel nor an exact rewrite, or whose
+    output has another size by ONNX's shape inference, for which the rewrites are made, and ``InputError`` when there is
+    no output of that name.
     """
     wide = _inline_foreign_functions(model)
     graph = wide.graph
@@ -58,6 +62,7 @@ def double_model(model: onnx.ModelProto, output_name: str | None = None, own: bo
     attach_functions(wide, {TensorProto.DOUBLE})
     rewriting = Rewriting(_opset(wide), tensor_shapes(wide), {t.name: t for t in graph.initializer}, _names(graph), own)
     for node in graph.node:
+        _check_sizes(rewriting, node, verified or {})
         _translate(rewriting, node)
     _prune(graph, rewriting.nodes, rewriting.constants)
     _declare_own(wide, rewriting)
@@ -248,16 +253,29 @@ def _translate(graph: Rewriting, node: onnx.NodeProto) -> None:
     if node.domain in STANDARD and node.op_type in REWRITES:
         REWRITES[node.op_type](graph, node)
     elif node.domain == DOMAIN or (node.domain in STANDARD and node.op_type in KERNELS):
-        _check_kernel(graph, node)
+        _check_kernel(node)
         graph.nodes.append(node)
     else:
         raise unsupported(node, "ONNX Runtime has no float64 kernel for it, and there is no exact rewrite")
 
 
-def _check_kernel(graph: Rewriting, node: onnx.NodeProto) -> None:
-    """Attributes that send an operator with a float64 kernel to another meaning, or image."""
-    if node.op_type == "MaxPool":
-        check_max_pool(graph, node)
+def _check_sizes(graph: Rewriting, node: onnx.NodeProto, verified: Sizes) -> None:
+    """Refuse a node of which shape inference makes another image than the verifier.
+
+    Up to opset 21, say, ONNX counts windows of ceil_mode that start in the padding; what follows a MaxPool would be
+    rewritten for an image that neither the verifier nor the kernel has.
+    """
+    for name in node.output:
+        inferred = graph.shapes.get(name)
+        if name not in verified or inferred is None or None in inferred[1:]:
+            continue
+        if inferred[1:] != verified[name]:
+            meant = f"shape inference makes '{name}' {list(inferred[1:])}, and the proof {list(verified[name])}"
+            raise unsupported(node, f"of each sample, {meant}")
+
+
+def _check_kernel(node: onnx.NodeProto) -> None:
+    """Attributes that send an operator with a float64 kernel to another meaning."""
     if node.op_type == "BatchNormalization" and attributes_of(node).get("training_mode", 0):
         raise unsupported(node, "training_mode = 1")
 

@@ -15,6 +15,7 @@ from lipdeploy.runtime import engine
 from lipdeploy.runtime.double import double_model
 from lipdeploy.runtime.library import find_library
 from lipdeploy.runtime.providers import choose
+from lipdeploy.runtime.rewriting import Sizes
 
 ELEMENT_TYPES = (
     onnx.TensorProto.FLOAT,
@@ -41,13 +42,15 @@ def stored_program(model: onnx.ModelProto) -> onnx.ModelProto:
     return complete
 
 
-def rewritten_program(model: onnx.ModelProto, output_name: str, own: bool) -> onnx.ModelProto | None:
+def rewritten_program(
+    model: onnx.ModelProto, output_name: str, own: bool, verified: Sizes | None = None
+) -> onnx.ModelProto | None:
     """What stands in for a program in float64 of which ONNX Runtime has no kernels: the same numbers, operators
     rewritten exactly (``double_model``), inputs of the types that were stored. ``None`` where ``model`` is none.
     """
     if _float_type(model) != onnx.TensorProto.DOUBLE:
         return None
-    program = double_model(model, output_name, own)
+    program = double_model(model, output_name, own, verified)
     stored = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     narrow = {value.name for value in program.graph.input if stored[value.name] != value.type.tensor_type.elem_type}
     for value in program.graph.input:

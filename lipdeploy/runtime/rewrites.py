@@ -19,7 +19,6 @@ from lipdeploy.runtime.rewriting import Rewriting, attributes_of, unsupported
 from lipdeploy.runtime.windows import Windows, per_axis
 from lipdeploy.verify.graph import Call, Constant, Flow
 from lipdeploy.verify.rules.resize import interpolations
-from lipdeploy.verify.rules.windows import windows as verified_windows
 
 
 def conv(graph: Rewriting, node: onnx.NodeProto) -> None:
@@ -171,21 +170,6 @@ def _pool_windows(graph: Rewriting, node: onnx.NodeProto) -> tuple[Windows, tupl
     if graph.sizes(node.output[0], node)[1:] != windows.output:
         raise unsupported(node, "ceil_mode adds windows that hang over the edge")
     return windows, sizes
-
-
-def check_max_pool(graph: Rewriting, node: onnx.NodeProto) -> None:
-    """Refuse a MaxPool of which shape inference makes another image than the verifier and the kernel.
-
-    Up to opset 21 ONNX counts windows of ceil_mode that start in the padding, and what follows would be rewritten for
-    an image of that size.
-    """
-    given = attributes_of(node)
-    if not given.get("ceil_mode", 0):
-        return
-    sizes, inferred = (graph.sizes(name, node)[1:] for name in (node.input[0], node.output[0]))
-    window = verified_windows(_as_verified(graph, node), sizes, tuple(given["kernel_shape"]), ceil=True)
-    if window.outputs != inferred:
-        raise unsupported(node, "with ceil_mode, windows that start in the padding are counted")
 
 
 def _sum_of_taps(graph: Rewriting, node: onnx.NodeProto, x: str, windows: Windows, output: str | None = None) -> str:

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 from lipdeploy.errors import Refusal, Refused
 
 Shape = tuple[int | None, ...]
+Sizes = Mapping[str, tuple[int, ...]]  # of a sample, per tensor
 WITHOUT = "replace the operator; where float32 rounding is known, certify='f32' needs no float64 program"
 
 

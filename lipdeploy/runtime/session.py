@@ -241,7 +241,7 @@ class CertifiedSession:
         try:
             return self._open(stored_program(model), "stored program")
         except Refused:  # no kernel for one of its operators
-            program = rewritten_program(model, self._output, self._engine.double_products)
+            program = rewritten_program(model, self._output, self._engine.double_products, self.verdict.sizes)
             if program is None:
                 raise
         return self._open(program, "stored program, rewritten")
@@ -250,7 +250,7 @@ class CertifiedSession:
         """The float64 program, where this mode needs it, and how many rows it takes at a time."""
         if self.certify == "f32" or self.verdict.class_bounds is None:
             return None, 0
-        wide = double_model(model, self._output, self._engine.double_products)
+        wide = double_model(model, self._output, self._engine.double_products, self.verdict.sizes)
         rows = max(1, BYTES_PER_RUN // (8 * elements_per_row(wide)))
         return self._open(wide, "float64 program"), rows
 
@@ -283,7 +283,7 @@ class CertifiedSession:
 
     def _to_compare(self, model: onnx.ModelProto, *, products: bool) -> Run:
         """A float64 program, with the library's products or in standard operators, for as long as it is held."""
-        program = double_model(model, self._output, products)
+        program = double_model(model, self._output, products, self.verdict.sizes)
         opened = self._engine.open_to_compare(program, "float64 program to compare with")
         return lambda feeds: scores(engines.run(opened, self._output, widened(feeds)), feeds)
 

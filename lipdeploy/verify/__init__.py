@@ -177,6 +177,7 @@ def _proven(
         output=proof.output,
         one_sided_by=proof.one_sided_by,
         operators=proof.operators,
+        sizes=proof.sizes,
         class_names=_class_names(source),
         semantic_sha256=semantic_sha256(source.proto),
     )

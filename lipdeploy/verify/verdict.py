@@ -66,8 +66,9 @@ class Verdict:
     ``status`` is ``"verified"``, ``"exceeded"``, ``"refused"`` or ``"integrity"``. ``pairwise`` is the matrix of
     proven Lipschitz constants of ``y_i − y_j`` (float64, classes × classes), or ``None`` where the output is not a
     row of class scores. ``one_sided_by`` names the operator that keeps the output on one side of 0, if one was found
-    (`lipdeploy.verify.one_sided`). ``numeric_error`` maps ``"f32"`` and ``"f64"`` to the program's forward error, or to
-    ``None`` where an operator's rounding is unknown.
+    (`lipdeploy.verify.one_sided`). ``sizes`` are those of a sample of every tensor that depends on the input, as the
+    proof means them; open ones are left out. ``numeric_error`` maps ``"f32"`` and ``"f64"`` to the program's forward
+    error, or to ``None`` where an operator's rounding is unknown.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Verdict:
     one_sided_by: str = ""
     class_names: tuple[str, ...] = ()
     operators: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     file_sha256: str = ""
     semantic_sha256: str = ""
     external_sha256: Mapping[str, str] = field(default_factory=dict)

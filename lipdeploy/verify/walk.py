@@ -59,6 +59,7 @@ class Proof:
     output: TensorSpec
     one_sided_by: str
     operators: Mapping[str, int]
+    sizes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass
@@ -153,6 +154,7 @@ class Walk:
             output=TensorSpec(output, value.dtype, (None, *stated_shape(value.shape))),
             one_sided_by=one_sided_by(output, _needed(self.calls, output), self.values),
             operators=dict(sorted(self.judge.operators.items())),
+            sizes={name: v.shape for name, v in self.values.items() if isinstance(v, Flow) and not is_open(v.shape)},
         )
 
     def segments(self) -> list[Chain]:

@@ -39,18 +39,13 @@ def _pool_windows(call: Call) -> tuple[int, Windows, tuple[int, ...]]:
     same = call.string("auto_pad", "NOTSET").startswith("SAME")
     if same and max(window.dilations) > 1:
         raise call.refuse("LIP002", "runtimes disagree about auto_pad with dilations; state the pads")
-    if same and any(map(_skips, window.inputs, window.outputs, window.strides, kernel)):
+    if same and window.passed_over(kernel) > 0:  # the padding would be negative
         raise call.refuse("LIP002", "runtimes disagree about auto_pad where strides pass over pixels; state the pads")
     if ceil and call.string("auto_pad", "NOTSET") != "NOTSET" and window != windows(call, shape[1:], kernel):
         raise call.refuse("LIP002", "runtimes disagree about auto_pad with ceil_mode; state the pads")
     if any(not inside for axis, taps in enumerate(kernel) for inside in _inside(window, axis, taps)):
         raise call.refuse("LIP002", "a window lies wholly in the padding")
     return shape[0], window, kernel
-
-
-def _skips(size: int, count: int, stride: int, taps: int) -> bool:
-    """Whether ``count`` windows do not reach from the first pixel to the last: their padding would be negative."""
-    return (count - 1) * stride + taps < size
 
 
 @rule("MaxPool", attributes=(*POOL, "storage_order"))

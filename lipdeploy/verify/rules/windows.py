@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from lipdeploy.verify.graph import Call
 from lipdeploy.verify.limits import LONGEST_LISTED, check_listed, check_shape
 
+#: Pixels behind the last window up to which ONNX Runtime's Conv with auto_pad SAME pads nothing; then it crops.
+MOST_PASSED = 2
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -18,6 +21,11 @@ class Windows:
     pads: tuple[tuple[int, int], ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
+
+    def passed_over(self, kernel: tuple[int, ...]) -> int:
+        """How many pixels of one axis, at most, lie behind the last window when nothing is padded."""
+        axes = zip(self.inputs, self.outputs, self.strides, self.dilations, kernel, strict=True)
+        return max(n - (count - 1) * s - (k - 1) * d - 1 for n, count, s, d, k in axes)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,10 @@ def windows(call: Call, image: tuple[int, ...], kernel: tuple[int, ...], *, ceil
     if min(outputs) < 1:
         raise call.refuse("LIP013", f"an image of {list(image)} is smaller than the window {list(extents)}")
     check_shape(call, outputs)
-    return Windows(image, outputs, pads, strides, dilations)
+    found = Windows(image, outputs, pads, strides, dilations)
+    if call.string("auto_pad", "NOTSET").startswith("SAME") and found.passed_over(kernel) > MOST_PASSED:
+        raise call.refuse("LIP002", "runtimes disagree about auto_pad where strides pass over pixels; state the pads")
+    return found
 
 
 def _floored(size: int, pad: tuple[int, int], extent: int, stride: int) -> int:

@@ -33,7 +33,7 @@ def test_a_window_in_the_padding_has_no_float64_program(pool: str, certify: str)
     with pytest.raises(Refused, match="LIP018"):
         CertifiedSession(proto.SerializeToString(), certify=certify)
     with pytest.raises(Refused, match="LIP018"):
-        double_model(proto)
+        double_model(proto, verified=verdict.sizes)
 
 
 @pytest.mark.parametrize("pool", POOLS)

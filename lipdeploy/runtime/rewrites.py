@@ -19,6 +19,7 @@ from lipdeploy.runtime.rewriting import Rewriting, attributes_of, unsupported
 from lipdeploy.runtime.windows import Windows, per_axis
 from lipdeploy.verify.graph import Call, Constant, Flow
 from lipdeploy.verify.rules.resize import interpolations
+from lipdeploy.verify.rules.windows import windows as verified_windows
 
 
 def conv(graph: Rewriting, node: onnx.NodeProto) -> None:
@@ -167,9 +168,16 @@ def lp_pool(graph: Rewriting, node: onnx.NodeProto) -> None:
 def _pool_windows(graph: Rewriting, node: onnx.NodeProto) -> tuple[Windows, tuple[int, ...]]:
     sizes = graph.sizes(node.input[0], node)[1:]
     windows = Windows.of(node, sizes, attributes_of(node)["kernel_shape"])
-    if graph.sizes(node.output[0], node)[1:] != windows.output:
-        raise unsupported(node, "ceil_mode adds windows that hang over the edge")
+    if not windows.output == graph.sizes(node.output[0], node)[1:] == _verified_image(graph, node, sizes):
+        raise unsupported(node, "with ceil_mode, windows hang over the edge or start in the padding")
     return windows, sizes
+
+
+def _verified_image(graph: Rewriting, node: onnx.NodeProto, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """What the verifier's rule makes of an image of these sizes: under a root, a proof names no sizes of its own."""
+    given = attributes_of(node)
+    ceil = bool(given.get("ceil_mode", 0))
+    return verified_windows(_as_verified(graph, node), sizes, tuple(given["kernel_shape"]), ceil=ceil).outputs
 
 
 def _sum_of_taps(graph: Rewriting, node: onnx.NodeProto, x: str, windows: Windows, output: str | None = None) -> str:

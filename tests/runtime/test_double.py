@@ -345,6 +345,6 @@ def test_a_stored_float64_program_without_kernels_is_rewritten(parse, stored):
         prediction = session.predict(x)
         np.testing.assert_array_equal(prediction.label, expected.argmax(axis=1))
         assert (prediction.radius > 0.0).any()
-        np.testing.assert_allclose(session.run(["y"], {"x": x})[0], expected, rtol=1e-12)
+        np.testing.assert_allclose(session.run(["y"], {"x": x})[0], expected, rtol=1e-12, atol=1e-14)
     with pytest.raises(Refused, match="does not compute in float32"):
         CertifiedSession(model.SerializeToString(), certify="f32", output_name="y")

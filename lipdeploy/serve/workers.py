@@ -225,11 +225,12 @@ class Talk:
             for answer in await asyncio.gather(*(self._ask_one(index, action, content) for index in others))
             if answer is not None
         ]
-        return self._counting(answers) if action in ("ready", "model_ready") else answers
+        return self._counting(action, answers) if action in ("ready", "model_ready") else answers
 
-    def _counting(self, answers: list[Any]) -> list[Any]:
+    def _counting(self, action: str, answers: list[Any]) -> list[Any]:
+        """The states of those who listen, or of everybody until all models of all workers were ready once."""
         begun = self.folder / BEGUN
-        if all(answer["state"]["ready"] for answer in answers):
+        if action == "ready" and all(answer["state"]["ready"] for answer in answers):
             begun.touch()
         everybody = not begun.exists()
         return [answer["state"] for answer in answers if answer["listening"] or everybody]

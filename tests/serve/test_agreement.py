@@ -123,6 +123,13 @@ def test_ready_is_who_listens_once_all_were(pair: Workers) -> None:
     assert [pair.clients[0].get(path).status for path in paths] == [200, 200]
 
 
+def test_one_model_that_is_ready_is_not_all(pair: Workers) -> None:
+    pair.start(1)
+    assert pair.clients[0].get(f"{MODEL}/ready").status == 200
+    pair.end(1)
+    assert pair.clients[0].get(READY).status == 503
+
+
 def test_a_worker_that_hangs_is_not_ready(pair: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.start(1)
     monkeypatch.setitem(workers.ASK_SECONDS, "ready", 0.2)

@@ -61,14 +61,14 @@ class Probe:
             what = f"differ by {apart.max():.3g}, more than rounding explains"
             raise IntegrityError(f"on a probe the stored and the float64 program {what}", hint=REPORT)
 
-    def check_rows(self, run: Run, error: ErrorBound, program: str) -> None:
+    def check_rows(self, run: Run, together: Array, error: ErrorBound, program: str) -> None:
         """Raise ``IntegrityError`` where the logits of a row depend on the rows beside it."""
         if not self.open_batch:
             return
         rows = ({name: array[i : i + 1] for name, array in self.feeds.items()} for i in range(len(self.norms)))
         alone = np.concatenate([run(row) for row in rows])
         what = f"rows alone and together in the {program} program"
-        self.check_alike(run(self.feeds), alone, (error, error), what)
+        self.check_alike(together, alone, (error, error), what)
 
 
 def check_programs(
@@ -79,13 +79,14 @@ def check_programs(
     ``errors`` are the proven ones per program; ``stored_answers``: whether that of float32 covers what runs.
     """
     single, wide = errors.get("f32"), errors.get("f64")
+    stored_logits = stored(probe.feeds)
     if stored_answers and single is not None:
-        probe.check_rows(stored, single, "stored")
+        probe.check_rows(stored, stored_logits, single, "stored")
     if double is None or wide is None:
         return
-    probe.check_rows(double, wide, "float64")
-    logits = stored(probe.feeds), double(probe.feeds)
+    double_logits = double(probe.feeds)
+    probe.check_rows(double, double_logits, wide, "float64")
     if single is not None:
-        probe.check_alike(*logits, (single, wide), "the stored and the float64 program")
+        probe.check_alike(stored_logits, double_logits, (single, wide), "the stored and the float64 program")
     else:
-        probe.check_near(*logits)
+        probe.check_near(stored_logits, double_logits)

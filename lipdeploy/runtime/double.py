@@ -260,10 +260,9 @@ def _translate(graph: Rewriting, node: onnx.NodeProto) -> None:
 
 
 def _check_sizes(graph: Rewriting, node: onnx.NodeProto, verified: Sizes) -> None:
-    """Refuse a node of which shape inference makes another image than the verifier.
+    """Refuse a node of which shape inference makes another image than the verifier and the kernel.
 
-    Up to opset 21, say, ONNX counts windows of ceil_mode that start in the padding; what follows a MaxPool would be
-    rewritten for an image that neither the verifier nor the kernel has.
+    Up to opset 21 ONNX counts windows of ceil_mode that start in the padding: what follows would be rewritten for them.
     """
     for name in node.output:
         inferred = graph.shapes.get(name)

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import gpu_check
 
+from tests.custom_ops.host_memory import HostMemory
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 PAGE = mmap.PAGESIZE
@@ -35,31 +37,16 @@ def guarded(nbytes: int) -> np.ndarray[Any, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Guarded:
-    """Memory of the host as that of a device."""
+class Guarded(HostMemory):
+    """Tensors at the end of their pages, or ``shift`` bytes behind the beginning."""
 
-    at_end: bool
-    suffix: str = "emulated"
+    at_end: bool = True
 
-    def put(self, data: np.ndarray[Any, Any], shift: int = 0) -> np.ndarray[Any, Any]:
-        """A copy at the end, or ``shift`` bytes behind the beginning."""
-        room = guarded(data.nbytes + shift)
-        start = len(room) - data.nbytes if self.at_end else shift
-        memory = room[start : start + data.nbytes]
-        memory[:] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        return memory
-
-    def pointer(self, memory: np.ndarray[Any, Any]) -> int:
-        """Where it lies."""
-        return memory.ctypes.data
-
-    def get(self, memory: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """What lies there."""
-        return memory.view(like.dtype).reshape(like.shape)
-
-    def stream(self) -> int:
-        """None."""
-        return 0
+    def room(self, nbytes: int, shift: int) -> np.ndarray[Any, Any]:
+        """See ``HostMemory``."""
+        pages = guarded(nbytes + shift)
+        start = len(pages) - nbytes if self.at_end else shift
+        return pages[start : start + nbytes]
 
 
 class Liar(gpu_check.Case):
@@ -76,11 +63,11 @@ def main(library: str, lie: bool) -> None:
     loaded = ctypes.CDLL(library)
     if lie:
         case = gpu_check.sort_case((16, 256), 2)
-        gpu_check.Kernels(loaded, Guarded(True)).run(Liar(case.op, case.shape, case.attributes), gpu_check.TYPES[2])
+        gpu_check.Kernels(loaded, Guarded()).run(Liar(case.op, case.shape, case.attributes), gpu_check.TYPES[2])
         return
     cases = [case for case in gpu_check.check_cases() if np.prod(case.shape) <= 5000]
     for at_end in (False, True):
-        for case, kind, what in gpu_check.check(gpu_check.Kernels(loaded, Guarded(at_end)), cases):
+        for case, kind, what in gpu_check.check(gpu_check.Kernels(loaded, Guarded(at_end=at_end)), cases):
             print(f"{kind.name} {case}: {what}")
     print(f"{len(cases)} cases")
 

@@ -6,13 +6,13 @@ The official header comes with Debian's libonnxruntime-dev; LIPDEPLOY_ORT_HEADER
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.custom_ops.compiling import COMPILER, ROOT
+
 NAME = "onnxruntime_c_api.h"
 SYSTEM = [Path("/usr/include/onnxruntime"), Path("/usr/include"), Path("/usr/local/include/onnxruntime")]
 
@@ -30,10 +30,9 @@ def headers() -> Path:
 
 
 def compile_check(headers: Path, include: Path) -> subprocess.CompletedProcess[str]:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
     flags = ["-std=c++17", "-fsyntax-only", "-Wno-ignored-attributes", f"-I{include}", f"-isystem{headers}"]
     check = ROOT / "custom_ops/tests/abi_check.cc"
-    return subprocess.run([compiler, *flags, str(check)], capture_output=True, text=True, check=False)
+    return subprocess.run([COMPILER, *flags, str(check)], capture_output=True, text=True, check=False)
 
 
 def test_agrees_with_the_official_header(headers: Path) -> None:

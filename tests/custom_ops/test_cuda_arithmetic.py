@@ -6,19 +6,15 @@ Truth: the processor's own division, and the NumPy meaning of LinearSpline.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lipdeploy.ops import OPERATORS
+from tests.custom_ops.compiling import KERNELS, compiled
 from tests.ops.cases import TYPES, bits
 from tests.ops.runners import Entries
-
-ROOT = Path(__file__).resolve().parents[2]
 
 PROBE = """
 #include "../src/cuda/linear_spline.cu"
@@ -51,15 +47,7 @@ extern "C" int64_t wrong_whole_quotients(uint32_t divisor) {
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("arithmetic")
-    (folder / "probe.cc").write_text(PROBE)
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
-    folders = [f"-I{ROOT / 'custom_ops' / name}" for name in ("include", "src", "tests")]
-    defines = ["-DLIPDEPLOY_EMULATE_CUDA", "-Wno-unknown-pragmas"]
-    command = [compiler, *flags, *defines, *folders, str(folder / "probe.cc"), "-o", str(folder / "probe.so")]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(folder / "probe.so"))
+    library = ctypes.CDLL(str(compiled(PROBE, tmp_path_factory.mktemp("arithmetic"), "-O2", KERNELS)))
     library.wrong_quotients.restype = library.wrong_whole_quotients.restype = ctypes.c_int64
     return library
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lipdeploy.ops import OPERATORS
+from tests.custom_ops.compiling import EMULATED, KERNELS, compiled
 from tests.ops.cases import (
     TYPES,
     ReflectCase,
@@ -25,8 +22,6 @@ from tests.ops.cases import (
     spline_input,
 )
 from tests.ops.runners import Entries
-
-ROOT = Path(__file__).resolve().parents[2]
 
 PROBE = """
 #include "emulate_cuda.h"
@@ -82,25 +77,14 @@ extern "C" int run_diverge(int* data) {
 
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("emulator")
-    (folder / "probe.cc").write_text(PROBE)
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{ROOT / 'custom_ops/tests'}"]
-    subprocess.run([compiler, *flags, str(folder / "probe.cc"), "-o", str(folder / "probe.so")], check=True)
-    return ctypes.CDLL(str(folder / "probe.so"))
+    return ctypes.CDLL(str(compiled(PROBE, tmp_path_factory.mktemp("emulator"), "-O1")))
 
 
 @pytest.fixture(scope="module")
 def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Entries:
     """The kernels with 32-bit positions for 96 elements, not 2³¹: larger tensors take the ways of huge ones."""
-    out = tmp_path_factory.mktemp("pieces") / "pieces.so"
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    flags = ["-std=c++17", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC"]
-    defines = ["-DLIPDEPLOY_EMULATE_CUDA", "-DLIPDEPLOY_MOST_AT_ONCE=96", "-Wno-unknown-pragmas"]
-    folders = [f"-I{ROOT / 'custom_ops' / name}" for name in ("include", "src", "tests")]
-    source = str(ROOT / "custom_ops/tests/emulated.cc")
-    subprocess.run([compiler, *flags, *defines, *folders, source, "-o", str(out)], check=True)
-    return Entries(out, "emulated")
+    folder = tmp_path_factory.mktemp("pieces")
+    return Entries(compiled(EMULATED, folder, "-O0", KERNELS, "-DLIPDEPLOY_MOST_AT_ONCE=96"), "emulated")
 
 
 @pytest.mark.parametrize("type_name", ["f16", "f64"])

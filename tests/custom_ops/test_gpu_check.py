@@ -6,7 +6,6 @@ import ctypes
 import importlib.util
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
+from tests.custom_ops.host_memory import HostMemory
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "gpu_check.py"
@@ -30,30 +31,8 @@ def gpu_check() -> ModuleType:
     return module
 
 
-@dataclass(frozen=True)
-class Emulated:
-    """The host's memory as the device."""
-
-    suffix: str = "emulated"
-
-    def put(self, data: np.ndarray, shift: int = 0) -> np.ndarray:
-        room = np.zeros(data.nbytes + shift + 64, np.uint8)
-        start = -room.ctypes.data % 16 + shift
-        room[start : start + data.nbytes] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        return room[start : start + data.nbytes]
-
-    def pointer(self, memory: np.ndarray) -> int:
-        return memory.ctypes.data
-
-    def get(self, memory: np.ndarray, like: np.ndarray) -> np.ndarray:
-        return memory.view(like.dtype).reshape(like.shape)
-
-    def stream(self) -> int:
-        return 0
-
-
 def test_every_case_is_equal_under_the_emulator(gpu_check: ModuleType, emulated_library: Path) -> None:
-    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), Emulated())
+    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), HostMemory())
     cases = list(gpu_check.check_cases())
     assert {case.op for case in cases} == set(gpu_check.ENTRY)
     small = [case for case in cases if np.prod(case.shape) <= 5000 and dict(case.attributes).get("group_size") != 1024]
@@ -69,7 +48,7 @@ def test_a_wrong_kernel_is_found(gpu_check: ModuleType, emulated_library: Path) 
             return [*super().arguments(constants)[:-1], ctypes.c_int64(1)]
 
     case = gpu_check.sort_case((4, 8), 4)
-    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), Emulated())
+    kernels = gpu_check.Kernels(ctypes.CDLL(str(emulated_library)), HostMemory())
     found = list(gpu_check.check(kernels, [Wrong(case.op, case.shape, case.attributes)]))
     assert len(found) == 2 * len(gpu_check.TYPES)
     assert "elements differ" in found[0][2]

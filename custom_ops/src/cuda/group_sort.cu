@@ -46,6 +46,11 @@ __device__ __forceinline__ void sort_registers(Bits (&key)[Size]) {
 template <class Bits>
 struct Limits {
   Bits infinity, quiet_nan;
+
+  // NaNs lie beyond both infinities, so that one of the ends of sorted keys is a NaN where there is one.
+  __device__ __forceinline__ bool any_nan(Bits lowest, Bits highest) const {
+    return (lowest < static_cast<Bits>(~infinity)) | (highest > infinity);
+  }
 };
 
 // One group: numbers in, sorted numbers out, ascending. What fills the array up to a power of two lies behind `count`:
@@ -55,8 +60,7 @@ __device__ __forceinline__ void sort_group(Bits (&value)[Size], int count, Limit
 #pragma unroll
   for (int i = 0; i < Size; ++i) value[i] = i < count ? ordered(value[i]) : limits.infinity;
   sort_registers(value);
-  // NaNs lie beyond both infinities, so that one of the ends is a NaN where the group has one.
-  const bool nan = (value[0] < static_cast<Bits>(~limits.infinity)) | (value[Size - 1] > limits.infinity);
+  const bool nan = limits.any_nan(value[0], value[Size - 1]);
 #pragma unroll
   for (int i = 0; i < Size; ++i) value[i] = nan ? limits.quiet_nan : ordered(value[i]);
 }
@@ -201,7 +205,6 @@ __device__ __forceinline__ void sort_with_block(Bits* key, Index count, Index st
 template <class Bits, class Index, int Shared>
 __global__ void sort_large(const Bits* __restrict__ x, Bits* y, GroupSortShape shape, Limits<Bits> limits) {
   __shared__ Bits tile[Shared < 1 ? 1 : Shared];
-  __shared__ int nan;
   const Index size = static_cast<Index>(shape.size), lanes = static_cast<Index>(shape.lanes);
   for (int64_t column = blockIdx.x; column < shape.columns(); column += gridDim.x) {
     const int64_t base = shape.base(column);
@@ -209,15 +212,11 @@ __global__ void sort_large(const Bits* __restrict__ x, Bits* y, GroupSortShape s
     Bits* to = y + base;
     Bits* key = Shared > 0 ? tile : to;
     const Index stride = Shared > 0 ? 1 : lanes;
-    if (threadIdx.x == 0) nan = 0;
-    __syncthreads();
-    for (Index i = threadIdx.x; i < size; i += blockDim.x) {
-      const Bits value = ordered(from[i * lanes]);
-      if ((value > limits.infinity) | (value < static_cast<Bits>(~limits.infinity))) nan = 1;
-      key[i * stride] = value;
-    }
+    for (Index i = threadIdx.x; i < size; i += blockDim.x) key[i * stride] = ordered(from[i * lanes]);
     __syncthreads();
     sort_with_block(key, size, stride);
+    const bool nan = limits.any_nan(key[0], key[(size - 1) * stride]);
+    __syncthreads();
     // Both ends at once, because the keys may lie where the results go.
     for (Index i = threadIdx.x; 2 * i < size; i += blockDim.x) {
       const Index mirror = size - 1 - i;

@@ -123,6 +123,24 @@ inline void __syncthreads() { emulated::machine.wait(emulated::State::kWaiting);
 inline void __syncwarp() { emulated::machine.wait(emulated::State::kWaitingForWarp); }
 
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
+
+// Halves of a register as signed numbers.
+template <class Choice>
+inline uint32_t of_halves(uint32_t a, uint32_t b, Choice choice) {
+  uint32_t result = 0;
+  for (int shift = 0; shift < 32; shift += 16) {
+    const int16_t left = static_cast<int16_t>(a >> shift), right = static_cast<int16_t>(b >> shift);
+    result |= static_cast<uint32_t>(static_cast<uint16_t>(choice(left, right))) << shift;
+  }
+  return result;
+}
+inline uint32_t __vmins2(uint32_t a, uint32_t b) {
+  return of_halves(a, b, [](int16_t left, int16_t right) { return left < right ? left : right; });
+}
+inline uint32_t __vmaxs2(uint32_t a, uint32_t b) {
+  return of_halves(a, b, [](int16_t left, int16_t right) { return left < right ? right : left; });
+}
+
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 // Rounded down, for a >= 0 and the power of two that the kernels add: in double the sum is exact, or a is so small that

@@ -10,6 +10,7 @@ import pytest
 from lipdeploy.ops import OPERATORS
 from tests.custom_ops.compiling import EMULATED, KERNELS, compiled
 from tests.ops.cases import (
+    SORT_CASES,
     TYPES,
     ReflectCase,
     SortCase,
@@ -85,6 +86,25 @@ def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Entries:
     """The kernels with 32-bit positions for 96 elements, not 2³¹: larger tensors take the ways of huge ones."""
     folder = tmp_path_factory.mktemp("pieces")
     return Entries(compiled(EMULATED, folder, "-O0", KERNELS, "-DLIPDEPLOY_MOST_AT_ONCE=96"), "emulated")
+
+
+@pytest.fixture(scope="module")
+def by_halves(tmp_path_factory: pytest.TempPathFactory) -> Entries:
+    """The kernels as GPUs before sm_90 run them, which have no instruction for two 16-bit keys."""
+    folder = tmp_path_factory.mktemp("halves")
+    return Entries(compiled(EMULATED, folder, "-O0", KERNELS, "-DLIPDEPLOY_SORT_HALVES"), "emulated")
+
+
+@pytest.mark.parametrize("type_name", ["f16", "bf16"])
+def test_pairs_of_keys_by_halves(by_halves: Entries, type_name: str) -> None:
+    sizes = [case for case in SORT_CASES if np.prod(case.shape) < 5000]
+    assert len(sizes) > 40
+    for case in sizes:
+        x = sort_input(case, TYPES[type_name][0], special=True)
+        want = OPERATORS["GroupSort"].evaluate(x, **case.attributes)
+        np.testing.assert_array_equal(
+            bits(by_halves.group_sort(type_name, x, **case.attributes)), bits(want), str(case)
+        )
 
 
 @pytest.mark.parametrize("type_name", ["f16", "f64"])

@@ -46,16 +46,19 @@ SORT_CASES = [
     # every group size, both layouts, both orders, dense layers
     *(
         SortCase((3, 192), size, layout=layout, descending=descending)
-        for size in (1, 2, 3, 4, 8, 16, 64, 0)
+        for size in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 0)
         for layout in (0, 1)
         for descending in (0, 1)
     ),
     SortCase((2, 20), 5),
+    # groups that are no multiple of the threads of a block, nor an even number of them
+    *(SortCase((37, 7 * size), size, descending=size // 8 % 2) for size in (3, 4, 8, 16, 32)),
     SortCase((2, 20), 5, layout=1, descending=1),
     # images, with lanes that fill vectors and lanes that do not
     *(SortCase((2, 16, 5, 7), size, layout=layout) for size in (1, 2, 4, 8, 16, 0) for layout in (0, 1)),
     SortCase((2, 4, 32, 16), 2, descending=1),
     SortCase((1, 8, 3, 100), 4, layout=1),
+    *(SortCase((2, 2 * size, 3, 4), size, layout=layout) for size in (6, 32) for layout in (0, 1)),
     # any rank, any axis
     SortCase((12,), 3, axis=0),
     SortCase((12,), 2, axis=-1, layout=1),

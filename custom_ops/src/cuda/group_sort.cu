@@ -2,18 +2,21 @@
 // each, in shared memory where they fit and in place in the output where they do not.
 //
 // Small groups reach memory in one of three ways. Lanes side by side (images, strided layouts): a thread sorts as many
-// neighbouring columns as fill 16 bytes, or fewer where their keys would not fit the registers or lanes are not a multiple
-// of them. Groups one after the
-// other, of a size that divides 16 bytes: a thread sorts the groups of 16 bytes. Other groups one after the other: a
-// block copies a contiguous piece to shared memory and back, so that every access to memory is coalesced; 16-bit numbers
-// go by twos.
+// neighbouring columns as fill 16 bytes, or fewer where their keys would not fit the registers or lanes are no multiple of
+// them. Groups one after the other, of a size that divides 16 bytes: a thread sorts the groups of 16 bytes. Other groups
+// one after the other: a block copies a contiguous piece to shared memory and back, so that every access to memory is
+// coalesced.
 //
-// The kernels know types by their bits only: the two 16-bit types share code, and differ in what a NaN is. Positions are
-// 32 bits wide, because 64-bit divisions cost more than the memory takes; larger tensors are sorted piece by piece.
+// The kernels know types by their bits only: the two 16-bit types share code, and differ in what a NaN is. Two groups of
+// 16-bit numbers are sorted at once (sort_keys.h). Positions are 32 bits wide, because 64-bit divisions cost more than the
+// memory takes; larger tensors are sorted piece by piece.
 #include "lipdeploy/group_sort.h"
+
+#include <utility>
 
 #include "launch.h"
 #include "lipdeploy/entry_points.h"
+#include "sort_keys.h"
 
 namespace lipdeploy {
 namespace {
@@ -21,68 +24,78 @@ namespace {
 constexpr int kLargestInRegisters = 32;
 constexpr int kSharedBytes = 32768;
 
-// Bitonic sort of a power of two, every index known at compile time, so that the keys stay in registers.
-template <int Size, class Bits>
-__device__ __forceinline__ void sort_registers(Bits (&key)[Size]) {
-#pragma unroll
-  for (int width = 2; width <= Size; width *= 2) {
-#pragma unroll
-    for (int distance = width / 2; distance > 0; distance /= 2) {
-#pragma unroll
-      for (int i = 0; i < Size; ++i) {
-        const int j = i ^ distance;
-        if (j > i) {
-          if ((i & width) == 0) {
-            compare_exchange(key[i], key[j]);
-          } else {
-            compare_exchange(key[j], key[i]);
-          }
-        }
-      }
-    }
-  }
+template <int Size, class Key, size_t... I>
+__device__ __forceinline__ void sort_by_network(Key (&key)[Size], std::index_sequence<I...>) {
+  (compare_exchange(key[std::integral_constant<int, kNetwork<Size>.low[I]>::value],
+                    key[std::integral_constant<int, kNetwork<Size>.high[I]>::value]), ...);
 }
 
-template <class Bits>
-struct Limits {
-  Bits infinity, quiet_nan;
-
-  // NaNs lie beyond both infinities, so that one of the ends of sorted keys is a NaN where there is one.
-  __device__ __forceinline__ bool any_nan(Bits lowest, Bits highest) const {
-    return (lowest < static_cast<Bits>(~infinity)) | (highest > infinity);
-  }
-};
-
-// One group: numbers in, sorted numbers out, ascending. What fills the array up to a power of two lies behind `count`:
-// infinities, among which those of the group are found again, and behind which only NaNs come.
-template <int Size, class Bits>
-__device__ __forceinline__ void sort_group(Bits (&value)[Size], int count, Limits<Bits> limits) {
-#pragma unroll
-  for (int i = 0; i < Size; ++i) value[i] = i < count ? ordered(value[i]) : limits.infinity;
-  sort_registers(value);
-  const bool nan = limits.any_nan(value[0], value[Size - 1]);
-#pragma unroll
-  for (int i = 0; i < Size; ++i) value[i] = nan ? limits.quiet_nan : ordered(value[i]);
+// Every index is known at compile time, so that the keys stay in registers.
+template <int Size, class Key>
+__device__ __forceinline__ void sort_registers(Key (&key)[Size]) {
+  sort_by_network(key, std::make_index_sequence<kNetwork<Size>.count>{});
 }
 
-// As many neighbouring columns for one thread: 16 bytes of them, but at most 32 keys, 64 of two bytes.
+// GPUs before sm_90 compare whole registers only. As 32 bits, the halves that lie higher are in order whatever is below.
+#if defined(LIPDEPLOY_SORT_HALVES) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900)
+template <int Size>
+__device__ __forceinline__ void sort_registers(Pair (&key)[Size]) {
+  int32_t high[Size], low[Size];
+#pragma unroll
+  for (int i = 0; i < Size; ++i) {
+    high[i] = static_cast<int32_t>(key[i].both);
+    low[i] = static_cast<int32_t>(key[i].both << 16);
+  }
+  sort_registers(high);
+  sort_registers(low);
+#pragma unroll
+  for (int i = 0; i < Size; ++i) key[i] = Pair::of(low[i] >> 16, high[i] >> 16);
+}
+#endif
+
+// One group, or with pairs as keys two: numbers in, sorted numbers out. What fills the array up to a power of two lies
+// behind `count`: infinities, among which those of the group are found again, and behind which only NaNs come.
+template <int Size, class Key>
+__device__ __forceinline__ void sort_group(Key (&key)[Size], int count, bool descending, const Limits<Key>& limits) {
+#pragma unroll
+  for (int i = 0; i < Size; ++i) key[i] = i < count ? flipped(ordered(key[i]), descending) : limits.infinity;
+  sort_registers(key);
+  const auto numbers = all_numbers(key[0], key[Size - 1], limits.infinity);
+#pragma unroll
+  for (int i = 0; i < Size; ++i) key[i] = chosen(numbers, ordered(flipped(key[i], descending)), limits.quiet_nan);
+}
+
+// As many groups one after the other as keys hold, `Size` numbers for each.
+template <int Size, class Key, class Bits>
+__device__ __forceinline__ void sort_numbers(Bits* number, int count, bool descending, const Limits<Key>& limits) {
+  Key key[Size];
+#pragma unroll
+  for (int r = 0; r < Size; ++r) take(key[r], number + r, Size);
+  sort_group(key, count, descending, limits);
+#pragma unroll
+  for (int r = 0; r < Size; ++r) give(key[r], number + r, Size);
+}
+
+// As many neighbouring columns for one thread: 16 bytes of them, but at most 32 registers.
 template <class Bits, int Size>
 constexpr int kPackBytes = [] {
-  const int keys = sizeof(Bits) == 2 ? 64 : 32, columns = keys / Size < 1 ? 1 : keys / Size;
-  const int bytes = columns * static_cast<int>(sizeof(Bits));
-  return bytes < 16 ? bytes : 16;
+  const int word = sizeof(Bits) < 4 ? 4 : sizeof(Bits), keys = 32 / Size < 1 ? 1 : 32 / Size;
+  return keys * word < 16 ? keys * word : 16;
 }();
 
 // ---- lanes side by side
 
-template <class Bits, int Size, int Bytes>
-__global__ void sort_columns(const Bits* __restrict__ x, Bits* __restrict__ y,
-                             uint32_t packs, Divider by_lanes, int size, bool descending, Limits<Bits> limits) {
-  using P = Pack<Bits, Bytes>;
-  constexpr uint32_t kCount = P::kCount;
-  const uint32_t stride = gridDim.x * blockDim.x;
+// A row of a group is `lanes` keys. Exact: groups of just Size.
+template <class Key, int Size, int Bytes, bool Exact>
+__global__ void sort_columns(const Key* __restrict__ x, Key* __restrict__ y,
+                             uint32_t packs, Divider by_lanes, int count, bool descending, Limits<Key> limits) {
+  using P = Pack<Key, Bytes>;
+  const int size = Exact ? Size : count;
+  const uint32_t stride = gridDim.x * blockDim.x, lanes = by_lanes.divisor;
+  // Modulo 2^32, where steps may go down.
+  const uint32_t first_row = descending ? (size - 1) * lanes : 0, to_next_row = descending ? 0 - lanes : lanes;
   for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
-    const uint32_t column = i * kCount, lanes = by_lanes.divisor, block = by_lanes.quotient(column);
+    const uint32_t column = i * P::kCount, block = by_lanes.quotient(column);
     const uint32_t base = block * lanes * size + (column - block * lanes);
     P rows[Size];
 #pragma unroll
@@ -90,38 +103,37 @@ __global__ void sort_columns(const Bits* __restrict__ x, Bits* __restrict__ y,
       rows[r] = r < size ? P::load(x + base + r * lanes) : P{};
 #pragma unroll
     for (int k = 0; k < P::kCount; ++k) {
-      Bits value[Size];
+      Key key[Size];
 #pragma unroll
-      for (int r = 0; r < Size; ++r) value[r] = rows[r].at[k];
-      sort_group(value, size, limits);
+      for (int r = 0; r < Size; ++r) key[r] = rows[r].at[k];
+      sort_group(key, size, false, limits);
 #pragma unroll
-      for (int r = 0; r < Size; ++r) rows[r].at[k] = value[r];
+      for (int r = 0; r < Size; ++r) rows[r].at[k] = key[r];
     }
 #pragma unroll
     for (int r = 0; r < Size; ++r)
-      if (r < size) rows[r].store(y + base + (descending ? size - 1 - r : r) * lanes);
+      if (r < size) rows[r].store(y + (base + first_row + r * to_next_row));
   }
 }
 
 // ---- groups one after the other, whole groups in 16 bytes
 
+// One pack for each thread, or two where a pack is one group and a key compares two.
 template <class Bits, int Size>
 __global__ void sort_within_packs(const Bits* __restrict__ x, Bits* __restrict__ y,
-                                  uint32_t packs, bool descending, Limits<Bits> limits) {
+                                  uint32_t threads, bool descending, Limits<KeyOf<Bits>> limits) {
   using P = Pack<Bits>;
+  constexpr int kAtOnce = kGroups<KeyOf<Bits>> * Size, kPacks = kAtOnce > P::kCount ? kAtOnce / P::kCount : 1;
   const uint32_t stride = gridDim.x * blockDim.x;
-  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += stride) {
-    P p = P::load(x + i * P::kCount);
+  for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < threads; i += stride) {
+    Bits number[kPacks * P::kCount];
 #pragma unroll
-    for (int first = 0; first + Size <= P::kCount; first += Size) {
-      Bits value[Size];
+    for (int p = 0; p < kPacks; ++p) P::load(x + (i + p * threads) * P::kCount).copy_to(number + p * P::kCount);
 #pragma unroll
-      for (int r = 0; r < Size; ++r) value[r] = p.at[first + r];
-      sort_group(value, Size, limits);
+    for (int first = 0; first < kPacks * P::kCount; first += kAtOnce)
+      sort_numbers<Size>(number + first, Size, descending, limits);
 #pragma unroll
-      for (int r = 0; r < Size; ++r) p.at[first + r] = descending ? value[Size - 1 - r] : value[r];
-    }
-    p.store(y + i * P::kCount);
+    for (int p = 0; p < kPacks; ++p) P::of(number + p * P::kCount).store(y + (i + p * threads) * P::kCount);
   }
 }
 
@@ -129,44 +141,41 @@ __global__ void sort_within_packs(const Bits* __restrict__ x, Bits* __restrict__
 
 constexpr int kStagedThreads = 128;
 
-// A word is what one access moves; `words` of them are a group.
-template <class Bits, int Bytes, int Size>
+// A word is what one access moves; `words` of them are a group. Exact: groups of just Size.
+template <class Bits, int Bytes, int Size, bool Exact>
 __global__ void sort_staged(const Bits* __restrict__ x, Bits* __restrict__ y,
-                            uint32_t groups, Divider words, bool descending, Limits<Bits> limits) {
+                            uint32_t groups, Divider words, bool descending, Limits<KeyOf<Bits>> limits) {
   using Word = Pack<Bits, Bytes>;
-  constexpr int kMost = Size / Word::kCount;
+  constexpr uint32_t kAtOnce = kGroups<KeyOf<Bits>>, kTile = kAtOnce * kStagedThreads, kMost = Size / Word::kCount;
   // An odd pitch, so that the threads of a warp meet different banks.
-  __shared__ Word tile[kStagedThreads * (kMost + 1)];
-  const uint32_t here = words.divisor, padding = here % 2 == 0, size = here * Word::kCount;
-  for (uint32_t first = blockIdx.x * kStagedThreads; first < groups; first += gridDim.x * kStagedThreads) {
-    const uint32_t count = groups - first < kStagedThreads ? groups - first : kStagedThreads;
+  __shared__ Word tile[kTile * (kMost | 1)];
+  const uint32_t here = Exact ? kMost : words.divisor, pitch = here | 1, size = here * Word::kCount;
+  const auto at = [&](uint32_t i) { return i + (pitch - here) * (Exact ? i / kMost : words.quotient(i)); };
+  for (uint32_t first = blockIdx.x * kTile; first < groups; first += gridDim.x * kTile) {
+    const uint32_t count = groups - first < kTile ? groups - first : kTile;
     const Bits* from = x + first * size;
     Bits* to = y + first * size;
-    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads)
-      tile[i + padding * words.quotient(i)] = Word::load(from + i * Word::kCount);
+    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads) tile[at(i)] = Word::load(from + i * Word::kCount);
     __syncthreads();
+    // The second group of a key may lie behind the last: then it is sorted and left where it is.
     if (threadIdx.x < count) {
-      Word* own = tile + threadIdx.x * (here + padding);
-      Bits value[Size];
+      Word* own = tile + threadIdx.x * pitch;
+      Bits number[kAtOnce * Size];
 #pragma unroll
-      for (uint32_t w = 0; w < kMost; ++w) {
-        const Word word = w < here ? own[w] : Word{};
-#pragma unroll
-        for (int k = 0; k < Word::kCount; ++k) value[w * Word::kCount + k] = word.at[k];
+      for (uint32_t w = 0; w < kAtOnce * kMost; ++w) {
+        const uint32_t group = w / kMost, of_group = w % kMost;
+        const Word word = of_group < here ? own[group * kStagedThreads * pitch + of_group] : Word{};
+        word.copy_to(number + w * Word::kCount);
       }
-      sort_group(value, static_cast<int>(size), limits);
+      sort_numbers<Size>(number, static_cast<int>(size), descending, limits);
 #pragma unroll
-      for (uint32_t w = 0; w < kMost; ++w) {
-        Word word;
-#pragma unroll
-        for (int k = 0; k < Word::kCount; ++k)
-          word.at[descending ? Word::kCount - 1 - k : k] = value[w * Word::kCount + k];
-        if (w < here) own[descending ? here - 1 - w : w] = word;
+      for (uint32_t w = 0; w < kAtOnce * kMost; ++w) {
+        const uint32_t group = w / kMost, of_group = w % kMost;
+        if (of_group < here) own[group * kStagedThreads * pitch + of_group] = Word::of(number + w * Word::kCount);
       }
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads)
-      tile[i + padding * words.quotient(i)].store(to + i * Word::kCount);
+    for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads) tile[at(i)].store(to + i * Word::kCount);
     __syncthreads();
   }
 }
@@ -215,14 +224,14 @@ __global__ void sort_large(const Bits* __restrict__ x, Bits* y, GroupSortShape s
     for (Index i = threadIdx.x; i < size; i += blockDim.x) key[i * stride] = ordered(from[i * lanes]);
     __syncthreads();
     sort_with_block(key, size, stride);
-    const bool nan = limits.any_nan(key[0], key[(size - 1) * stride]);
+    const bool numbers = all_numbers(key[0], key[(size - 1) * stride], limits.infinity);
     __syncthreads();
     // Both ends at once, because the keys may lie where the results go.
     for (Index i = threadIdx.x; 2 * i < size; i += blockDim.x) {
       const Index mirror = size - 1 - i;
       const Bits low = key[i * stride], high = key[mirror * stride];
-      to[(shape.descending ? mirror : i) * lanes] = nan ? limits.quiet_nan : ordered(low);
-      to[(shape.descending ? i : mirror) * lanes] = nan ? limits.quiet_nan : ordered(high);
+      to[(shape.descending ? mirror : i) * lanes] = chosen(numbers, ordered(low), limits.quiet_nan);
+      to[(shape.descending ? i : mirror) * lanes] = chosen(numbers, ordered(high), limits.quiet_nan);
     }
     __syncthreads();
   }
@@ -235,54 +244,73 @@ struct Sort {
   const Bits* x;
   Bits* y;
   GroupSortShape shape;
-  Limits<Bits> limits;
+  Bits infinity, quiet_nan;
   cudaStream_t stream;
 
   int size() const { return static_cast<int>(shape.size); }
 
+  template <class Key>
+  Limits<Key> limits() const {
+    return limits_of<Key>(infinity, quiet_nan);
+  }
+
   template <int Size>
   bool within_packs() const {
     if constexpr (Size * sizeof(Bits) <= 16) {
+      constexpr int kAtOnce = kGroups<KeyOf<Bits>> * Size, kNumbers = std::max(kAtOnce, Pack<Bits>::kCount);
       const int64_t elements = shape.columns() * shape.size;
-      if (!aligned_for_packs(x, y) || shape.lanes != 1 || shape.size != Size || elements % Pack<Bits>::kCount != 0)
-        return false;
-      const int64_t packs = elements / Pack<Bits>::kCount;
-      LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_within_packs<Bits, Size>), x, y,
-                       static_cast<uint32_t>(packs), shape.descending, limits);
+      if (!aligned_for_packs(x, y) || shape.lanes != 1 || shape.size != Size || elements % kNumbers != 0) return false;
+      const int64_t threads = elements / kNumbers;
+      LIPDEPLOY_LAUNCH(blocks_for(threads, kThreads), kThreads, stream, (sort_within_packs<Bits, Size>), x, y,
+                       static_cast<uint32_t>(threads), shape.descending, limits<KeyOf<Bits>>());
       return true;
     }
     return false;
   }
 
+  // By words of 16 bytes where they are given, of two 16-bit numbers, or by single numbers.
   template <int Size>
   bool staged() const {
     if (shape.lanes != 1) return false;
-    if (sizeof(Bits) == 2 && size() % 2 == 0 && aligned_for_packs(x, y, 4)) {
-      staged_by_words<Size, 4>();
-    } else {
-      staged_by_words<Size, sizeof(Bits)>();
+    if constexpr (Size * sizeof(Bits) > 16) {
+      if (size() == Size && aligned_for_packs(x, y)) return staged_by<16, Size, true>();
     }
+    if constexpr (sizeof(Bits) == 2) {
+      if (size() % 2 == 0 && aligned_for_packs(x, y, 4)) return staged_by<4, Size, false>();
+    }
+    return staged_by<sizeof(Bits), Size, false>();
+  }
+
+  template <int Bytes, int Size, bool Exact>
+  bool staged_by() const {
+    using Key = KeyOf<Bits>;
+    LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), kGroups<Key> * kStagedThreads), kStagedThreads, stream,
+                     (sort_staged<Bits, Bytes, Size, Exact>), x, y, static_cast<uint32_t>(shape.columns()),
+                     Divider::by(size() / Pack<Bits, Bytes>::kCount), shape.descending, limits<Key>());
     return true;
   }
 
-  template <int Size, int Bytes>
-  void staged_by_words() const {
-    constexpr int kWord = Bytes < static_cast<int>(sizeof(Bits)) ? sizeof(Bits) : Bytes;
-    LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), kStagedThreads), kStagedThreads, stream,
-                     (sort_staged<Bits, kWord, Size>), x, y, static_cast<uint32_t>(shape.columns()),
-                     Divider::by(size() / Pack<Bits, kWord>::kCount), shape.descending, limits);
-  }
-
-  // In packs of `Bytes`, or of fewer.
+  // In packs of `Bytes`, or of fewer. Where those hold two 16-bit numbers, two columns share their keys.
   template <int Size, int Bytes>
   void in_columns() const {
     constexpr int kColumns = Pack<Bits, Bytes>::kCount;
     if constexpr (kColumns > 1) {
       if (!aligned_for_packs(x, y, Bytes) || shape.lanes % kColumns != 0) return in_columns<Size, Bytes / 2>();
     }
-    const int64_t packs = shape.columns() / kColumns;
-    LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_columns<Bits, Size, Bytes>), x, y,
-                     static_cast<uint32_t>(packs), Divider::by(shape.lanes), size(), shape.descending, limits);
+    using Key = std::conditional_t<(kColumns > 1), KeyOf<Bits>, Bits>;
+    if (size() == Size) {
+      columns_of<Key, Size, Bytes, true>();
+    } else {
+      columns_of<Key, Size, Bytes, false>();
+    }
+  }
+
+  template <class Key, int Size, int Bytes, bool Exact>
+  void columns_of() const {
+    const int64_t packs = shape.columns() / Pack<Bits, Bytes>::kCount;
+    LIPDEPLOY_LAUNCH(blocks_for(packs, kThreads), kThreads, stream, (sort_columns<Key, Size, Bytes, Exact>),
+                     reinterpret_cast<const Key*>(x), reinterpret_cast<Key*>(y), static_cast<uint32_t>(packs),
+                     Divider::by(shape.lanes / kGroups<Key>), size(), shape.descending, limits<Key>());
   }
 
   template <int Size>
@@ -326,7 +354,7 @@ struct Sort {
     int threads = kWarp;
     while (threads < kThreads && 2 * threads < shape.size) threads *= 2;
     LIPDEPLOY_LAUNCH(blocks_for(shape.columns(), 1), threads, stream, (sort_large<Bits, Index, Shared>), x, y, shape,
-                     limits);
+                     limits<Bits>());
   }
 };
 
@@ -339,7 +367,7 @@ int32_t group_sort_cuda(const void* input, void* output, const GroupSortShape& s
     GroupSortShape piece = shape;
     piece.blocks = std::min(most, shape.blocks - first);
     Sort<Bits>{static_cast<const Bits*>(input) + first * block, static_cast<Bits*>(output) + first * block, piece,
-               {Element::kInfinity, Element::kQuietNaN}, stream}
+               Element::kInfinity, Element::kQuietNaN, stream}
         .piece();
   }
   return static_cast<int32_t>(cudaGetLastError());

@@ -60,6 +60,17 @@ struct alignas(Bytes) Pack {
 
   static __device__ __forceinline__ Pack load(const Bits* from) { return *reinterpret_cast<const Pack*>(from); }
   __device__ __forceinline__ void store(Bits* to) const { *reinterpret_cast<Pack*>(to) = *this; }
+
+  static __device__ __forceinline__ Pack of(const Bits* numbers) {
+    Pack pack;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) pack.at[i] = numbers[i];
+    return pack;
+  }
+  __device__ __forceinline__ void copy_to(Bits* numbers) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) numbers[i] = at[i];
+  }
 };
 
 inline bool aligned_for_packs(const void* x, const void* y, int bytes = 16) {

@@ -7,24 +7,6 @@
 
 namespace lipdeploy::LIPDEPLOY_ISA {
 
-// Batcher's odd-even merge sort (Knuth, volume 3, 5.2.2, algorithm M) for sizes that stay in registers.
-template <int Size>
-struct Network {
-  int low[Size * Size] = {}, high[Size * Size] = {}, count = 0;
-  constexpr Network() {
-    for (int step = 1; step < Size; step *= 2)
-      for (int inner = step; inner >= 1; inner /= 2)
-        for (int start = inner % step; start < Size - inner; start += 2 * inner)
-          for (int i = start; i < start + inner && i < Size - inner; ++i)
-            if (i / (2 * step) == (i + inner) / (2 * step)) {
-              low[count] = i;
-              high[count++] = i + inner;
-            }
-  }
-};
-template <int Size>
-constexpr Network<Size> kNetwork;
-
 template <class V>
 LIPDEPLOY_INLINE void compare_exchange_vectors(V& low, V& high) {
   const V a = low, b = high;

@@ -10,14 +10,16 @@ from lipdeploy.verify.graph import Call
 
 
 def check_form(call: Call) -> None:
-    """Refuse an attribute or input that the operator does not have in its opset: a runtime could pass over it.
+    """Refuse an operator, or an attribute or input of it, that its opset does not have: a runtime could pass over it.
 
     Reductions moved their axes from an attribute to an input, each operator in another opset. Also refuse gaps among
     inputs and outputs that no node can be without: ONNX Runtime reads and writes them all the same.
     """
-    form = _form(call.op, call.version) if call.domain in ("", "ai.onnx") else None
-    if form is None:
+    if call.domain not in ("", "ai.onnx"):
         return
+    form = _form(call.op, call.version)
+    if form is None:
+        raise call.refuse("LIP001", f"opset {call.version} has no operator {call.op}", hint="declare a later opset")
     attributes, least_inputs, most_inputs, needed = form
     strange = sorted(set(call.attributes) - attributes)
     if strange:

@@ -123,8 +123,19 @@ def _files(config: Config, entry: Entry) -> list[str]:
     if os.path.lexists(literal):
         return [literal]
     pattern = os.path.join(glob.escape(config.folder), entry.pattern)
-    found = sorted(glob.glob(pattern, recursive=True))
-    return found if os.path.basename(pattern).strip("*") else [path for path in found if not os.path.isdir(path)]
+    found = glob.glob(pattern, recursive=True)
+    if not os.path.basename(pattern).strip("*"):
+        found = [path for path in found if not os.path.isdir(path)]
+    return sorted({*found, *_closed_folders(os.path.dirname(pattern))})
+
+
+def _closed_folders(pattern: str) -> Iterator[str]:
+    """What may hide models on the pattern's way: a broken link in a folder's place, and a folder nobody may list."""
+    while glob.has_magic(pattern):
+        for path in glob.glob(pattern, recursive=True):
+            if not os.path.exists(path) or (os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK)):
+                yield path
+        pattern = os.path.dirname(pattern)
 
 
 def _near(path: str) -> str:

@@ -150,6 +150,30 @@ def test_a_pattern_for_every_name_passes_folders_over_and_nothing_else(pattern: 
     assert "models/annex: No such file" in cli("verify").error
 
 
+@pytest.mark.parametrize("pattern", ["models/*/half.onnx", "models/**/half.onnx", "mod*/*/*.onnx", "*/*/half.onnx"])
+def test_a_folder_that_was_not_fetched_hides_its_models(pattern: str, cli: Cli, project: Path) -> None:
+    (project / ".lipdeploy.toml").write_text(f'[[models]]\npath = "{pattern}"')
+    assert cli("verify").code == 0
+    (project / "models" / "annex").symlink_to("nowhere")
+    result = cli("verify")
+    assert result.code == 2
+    assert "models/annex: No such file" in result.error
+
+
+@pytest.mark.parametrize("pattern", ["models/*/half.onnx", "models/**/*.onnx"])
+def test_a_folder_that_nobody_may_list_hides_its_models(
+    pattern: str, cli: Cli, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / ".lipdeploy.toml").write_text(f'[[models]]\npath = "{pattern}"')
+    (project / "models" / "locked").mkdir()
+    assert cli("verify").code == 0
+    allowed = os.access  # root may list every folder
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in os.fspath(path) and allowed(path, mode))
+    result = cli("verify")
+    assert result.code == 2
+    assert "models/locked: " in result.error
+
+
 def test_a_broken_link_whose_name_looks_like_a_pattern(cli: Cli, project: Path) -> None:
     (project / "net[1].onnx").symlink_to("nowhere")
     write_model(project / "net1.onnx", DENSE)

@@ -11,8 +11,8 @@
 141    whoever read our output went away
 =====  ==========================================================
 
-Python ends with 1 after a traceback, which a CI gate would read as a verdict. So nothing but the standard library is
-imported before ``main`` has begun to watch.
+Python ends with 1 after a traceback, which a CI gate would read as a verdict. So nothing but the standard library and
+these numbers is imported before ``main`` has begun to watch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-INTERNAL_ERROR = 5
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+from lipdeploy.exit_codes import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

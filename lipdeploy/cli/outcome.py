@@ -7,8 +7,8 @@ import traceback
 import click
 
 from lipdeploy.cli import report
-from lipdeploy.cli.main import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 from lipdeploy.errors import InputError, LipdeployError, Refused
+from lipdeploy.exit_codes import BROKEN_PIPE, INTERNAL_ERROR, INTERRUPTED
 
 USAGE = InputError.exit_code
 

@@ -63,7 +63,7 @@ def triton(output: str, backend: str, batching: bool, mount: str, **given: Any) 
     from lipdeploy.serve import packages
 
     verified = _verified(**given)
-    _write(packages.triton(verified, backend, mount=mount, batching=batching, library=_library), output, verified)
+    _write(packages.for_triton(verified, backend, mount=mount, batching=batching, library=_library), output, verified)
     report.line(f"tritonserver --model-repository {output}")
     return 0
 
@@ -75,7 +75,7 @@ def mlserver(output: str, **given: Any) -> int:
     verified = _verified(**given)
     from lipdeploy.serve import packages
 
-    _write(packages.mlserver(verified), output, verified)
+    _write(packages.for_mlserver(verified), output, verified)
     report.line(f"mlserver start {output}")
     return 0
 
@@ -91,7 +91,7 @@ def kserve(output: str, image: str | None, storage_uri: str | None, **given: Any
 
     image = image or f"lipdeploy:{report.version().partition('+')[0]}"
     storage = storage_uri or f"pvc://models/{verified.name}"
-    _write(packages.kserve(verified, image, storage), output, verified)
+    _write(packages.for_kserve(verified, image, storage), output, verified)
     report.line(f"kubectl apply -f {output}/serving-runtime.yaml -f {output}/inference-service.yaml")
     return 0
 

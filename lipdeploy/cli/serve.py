@@ -87,6 +87,7 @@ def command(models: tuple[str, ...], **given: Any) -> int:
     if given["grpc_port"] is not None:
         need("grpc", purpose="serve --grpc-port", install="lipdeploy[grpc]")
     from lipdeploy.serve import logs, server
+    from lipdeploy.serve.binding import Binding
     from lipdeploy.serve.settings import Settings, model_sources, read_keys
 
     settings = Settings(
@@ -111,10 +112,7 @@ def command(models: tuple[str, ...], **given: Any) -> int:
         tracing=given["tracing"],
         fail_fast=given["fail_fast"],
     )
-    binding = server.Binding(
-        **{name: given[name] for name in BINDING},
-        workers=given["workers"],
-    )
+    binding = Binding(**{name: given[name] for name in BINDING}, workers=given["workers"])
     logs.configure(given["log_level"])
     if given["engine"] == "ray":
         return _over_ray(models, given)

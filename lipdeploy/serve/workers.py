@@ -27,12 +27,14 @@ from typing import Any
 import orjson
 
 from lipdeploy.errors import InputError, IntegrityError, LipdeployError
-from lipdeploy.serve import server
+from lipdeploy.exit_codes import INTERNAL_ERROR
 from lipdeploy.serve.agreement import SharedAgreement
 from lipdeploy.serve.asgi import change
+from lipdeploy.serve.binding import Binding, announce
 from lipdeploy.serve.logs import LOGGER, configure, event
 from lipdeploy.serve.ports import ENDING, Port
 from lipdeploy.serve.problems import RequestProblem
+from lipdeploy.serve.process import run_process
 from lipdeploy.serve.service import Service
 from lipdeploy.serve.settings import ModelSource, Settings
 
@@ -44,7 +46,7 @@ PR_SET_PDEATHSIG = 1
 BEGUN = "begun"  # a file in the private folder: all were ready once
 
 
-def supervise(settings: Settings, binding: server.Binding, ports: Sequence[Port]) -> int:
+def supervise(settings: Settings, binding: Binding, ports: Sequence[Port]) -> int:
     """Run ``binding.workers`` workers until a signal; the worst of their exit codes."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lipdeploy-serve-"))
@@ -54,7 +56,7 @@ def supervise(settings: Settings, binding: server.Binding, ports: Sequence[Port]
         stopping: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, _: stopping.append(number))
-        server.announce(binding, ports, settings)
+        announce(binding, ports, settings)
         workers = {index: _start(task, index, ports) for index in range(binding.workers)}
         return _watch(workers, task, ports, stopping, settings, agreement)
 
@@ -128,10 +130,10 @@ def _end_code(code: int, *, asked: bool) -> int:
     """A worker's exit code; one that was told to end before it could listen to signals has done as it was told."""
     if code >= 0 or (asked and -code in (signal.SIGINT, signal.SIGTERM)):
         return max(code, 0)
-    return server.INTERNAL_ERROR
+    return INTERNAL_ERROR
 
 
-def _task(settings: Settings, binding: server.Binding, ports: Sequence[Port], folder: str) -> dict[str, Any]:
+def _task(settings: Settings, binding: Binding, ports: Sequence[Port], folder: str) -> dict[str, Any]:
     models = [[source.name, str(source.path)] for source in settings.models]
     return {
         "settings": {**dataclasses.asdict(settings), "models": models},
@@ -172,13 +174,13 @@ def main() -> int:
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
     }
     settings = Settings(**options)
-    binding = server.Binding(**task["binding"])
+    binding = Binding(**task["binding"])
     folder = Path(task["folder"])
     ports = [Port(socket.socket(fileno=number), folder / f"{number}.lock") for number in task["ports"]]
     service = Service(settings, SharedAgreement(folder))
     talk = Talk(service, folder, task["index"], binding.workers)
     try:
-        return server.run_process(service, binding, ports, talk.listening())
+        return run_process(service, binding, ports, talk.listening())
     except LipdeployError as error:
         event("a worker cannot serve", logging.ERROR, reason=error.message, hint=error.hint)
         return error.exit_code
@@ -189,7 +191,7 @@ def _end_with(supervisor: int) -> None:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != supervisor:
-            sys.exit(server.INTERNAL_ERROR)
+            sys.exit(INTERNAL_ERROR)
 
 
 class Talk:

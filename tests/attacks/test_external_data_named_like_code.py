@@ -22,12 +22,14 @@ from tests.verify.models import model
 
 CODE = b"class TritonPythonModel:\n    def execute(self, requests): return []\n#" + b" " * 56
 KINDS: Mapping[str, Callable[[packages.Contents], packages.Files]] = {
-    "triton, Python": lambda given: packages.triton(given, "python", mount="/m", batching=False, library=lambda: None),
-    "triton, ONNX": lambda given: packages.triton(
+    "triton, Python": lambda given: packages.for_triton(
+        given, "python", mount="/m", batching=False, library=lambda: None
+    ),
+    "triton, ONNX": lambda given: packages.for_triton(
         given, "onnxruntime", mount="/m", batching=False, library=lambda: None
     ),
-    "mlserver": packages.mlserver,
-    "kserve": lambda given: packages.kserve(given, "image", "storage"),
+    "mlserver": packages.for_mlserver,
+    "kserve": lambda given: packages.for_kserve(given, "image", "storage"),
 }
 NAMES = (
     *("model.py", "MODEL.PY", "lipdeploy.py", "lipdeploy/__init__.py", "triton_python_backend_utils.py", "numpy.so"),

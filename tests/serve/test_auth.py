@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lipdeploy.serve import App, auth
-from lipdeploy.serve.server import Binding, settle
+from lipdeploy.serve.binding import Binding, settle
 from tests.serve.conftest import CLASSIFIER, Client, Serve, json_request
 
 KEY, SECOND, ADMIN = "k" * 20, "s" * 20, "a" * 20

@@ -170,7 +170,7 @@ def test_strings_of_the_text_format() -> None:
     from google.protobuf import text_format
     from onnx import StringStringEntryProto
 
-    from lipdeploy.serve.triton_repository import _quoted
+    from lipdeploy.serve.packages.triton import _quoted
 
     for text in ("plain", 'quo"te', "back\\slash", "new\nline", "ümlaut", "\x00\x7f", "\\u0041"):
         assert text_format.Parse(f"key: {_quoted(text)}", StringStringEntryProto()).key == text

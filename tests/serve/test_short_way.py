@@ -88,9 +88,11 @@ def test_both_ways_say_the_same(shared: int, name: str) -> None:
 
 def test_the_short_way_was_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Otherwise the comparison above compares nothing."""
-    from lipdeploy.serve import Settings, model_sources, server
+    from lipdeploy.serve import Settings, model_sources, process
     from lipdeploy.serve.asgi import App
+    from lipdeploy.serve.binding import Binding
     from lipdeploy.serve.ports import bind
+    from lipdeploy.serve.service import Service
 
     ways: list[str] = []
     for name in ("answer_shortly", "_infer"):
@@ -98,8 +100,8 @@ def test_the_short_way_was_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(App, name, lambda *a, _taken=taken, _name=name, **k: ways.append(_name) or _taken(*a, **k))
     listener = bind("127.0.0.1", 0)
     port = listener.wire.getsockname()[1]
-    service = server.Service(Settings(models=model_sources([write(tmp_path / "net.onnx", CLASSIFIER)]), threads=1))
-    running = server.Server(service, server.Binding(), "all", listener)
+    service = Service(Settings(models=model_sources([write(tmp_path / "net.onnx", CLASSIFIER)]), threads=1))
+    running = process.Server(service, Binding(), "all", listener)
     thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[listener.wire])), daemon=True)
     thread.start()
     while ask(port, "GET", "/v2/health/ready").status != 200:

@@ -348,13 +348,14 @@ def at_boundary(session: Any, rows: Any) -> Any:
 def serve(model: str, mode: str) -> int:
     """One contender."""
     from lipdeploy.serve import Settings, logs, model_sources, models, server
+    from lipdeploy.serve.binding import Binding
 
     logs.configure("info")
     if mode == "bare":
         models.Program.run = bare_run
     certify = {"bare": "f32", "escalating": "adaptive"}.get(mode, mode)
     settings = Settings(models=model_sources([model]), threads=1, certify=certify)
-    return server.run(settings, server.Binding(port=0))
+    return server.run(settings, Binding(port=0))
 
 
 def bare_run(self: Any, feeds: Any, epsilon: float | None) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from lipdeploy.errors import InputError
 from lipdeploy.serve.columns import CLASS_OUTPUTS
 from lipdeploy.serve.oip import datatype_of
-from lipdeploy.serve.packages import Contents, Files, together
+from lipdeploy.serve.packages.contents import Contents, Files, together
 
 VERSION = "1"
 MOST_ROWS = 64
@@ -48,7 +48,16 @@ version 20 or newer), and the repository must lie at `{mount}`: Triton wants an 
 """
 
 
-def certified(given: Contents, *, batching: bool) -> Files:
+def for_triton(
+    given: Contents, backend: str, *, mount: str, batching: bool, library: Callable[[], Path | None]
+) -> Files:
+    """A model repository for Triton Inference Server. ``backend`` is ``"python"`` or ``"onnxruntime"``."""
+    if backend == "python":
+        return _certified(given, batching=batching)
+    return _logits_only(given, mount=mount, batching=batching, library=library)
+
+
+def _certified(given: Contents, *, batching: bool) -> Files:
     """The repository for the Python backend."""
     shapes = (
         "With Triton's batching on, outputs of one number per row have shape [N, 1]."
@@ -67,7 +76,7 @@ def certified(given: Contents, *, batching: bool) -> Files:
     return together(own, given.model_files(f"{given.name}/{VERSION}"))
 
 
-def logits_only(given: Contents, *, mount: str, batching: bool, library: Callable[[], Path | None]) -> Files:
+def _logits_only(given: Contents, *, mount: str, batching: bool, library: Callable[[], Path | None]) -> Files:
     """The repository for the ONNX Runtime backend; ``mount`` is where the container sees it."""
     output = given.verdict.output
     assert output is not None  # a verified verdict has one

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -58,7 +60,9 @@ class Running:
         self.log = log
         with log.open("wb") as file:
             variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables, cwd=ROOT)
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=variables, cwd=ROOT, start_new_session=True
+            )
         self._wait(ready)
 
     def _wait(self, url: str) -> None:
@@ -79,6 +83,9 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # some servers leave their own processes behind
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

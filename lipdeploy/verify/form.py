@@ -6,12 +6,13 @@ import functools
 
 import onnx
 
-from lipdeploy.verify.graph import Call
+from lipdeploy.verify.graph import OPSETS, Call
 
 
 def check_form(call: Call) -> None:
-    """Refuse an operator, or an attribute or input of it, that its opset does not have: a runtime could pass over it.
+    """Refuse an attribute or input that the operator does not have in its opset: a runtime could pass over it.
 
+    An operator that its opset does not have is no operator: no runtime loads it, and so nothing is known of it.
     Reductions moved their axes from an attribute to an input, each operator in another opset. Also refuse gaps among
     inputs and outputs that no node can be without: ONNX Runtime reads and writes them all the same.
     """
@@ -19,7 +20,7 @@ def check_form(call: Call) -> None:
         return
     form = _form(call.op, call.version)
     if form is None:
-        raise call.refuse("LIP001", f"opset {call.version} has no operator {call.op}", hint="declare a later opset")
+        raise call.refuse("LIP020", f"opset {call.version} has no operator {call.op}", _opset_with(call.op))
     attributes, least_inputs, most_inputs, needed = form
     strange = sorted(set(call.attributes) - attributes)
     if strange:
@@ -31,6 +32,12 @@ def check_form(call: Call) -> None:
         for place, name in enumerate(names):
             if not name and needed[kind][min(place, len(needed[kind]) - 1)]:  # the last one may stand for many
                 raise call.refuse("LIP002", f"{kind} {place} is left out, which {call.op} does not allow")
+
+
+def _opset_with(op: str) -> str:
+    """What to try where an operator is newer than the file's opset."""
+    first = next((version for version in OPSETS if onnx.defs.has(op, version)), None)
+    return "" if first is None else f"export in opset {first} or later"
 
 
 @functools.cache

@@ -58,7 +58,8 @@ TRUTH = {
 def line(parse, operator):
     name, _, attributes = operator.partition("<")
     call = f"{name}<{attributes}(x)" if attributes else f"{name}(x)"
-    return parse(f"g (double[N,1] x) => (double[N,1] y) {{ y = {call} }}")
+    kind = "float" if name == "Celu" else "double"  # ONNX has no Celu in float64
+    return parse(f"g ({kind}[N,1] x) => ({kind}[N,1] y) {{ y = {call} }}")
 
 
 def points():

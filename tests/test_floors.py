@@ -19,6 +19,7 @@ PACKAGE = ROOT / "lipdeploy"
 #: What each part may import from lipdeploy besides itself: everything below it.
 BELOW: dict[str, frozenset[str]] = {}
 for part, floor in (
+    ("exit_codes", ()),
     ("errors", ()),
     ("ops", ("errors",)),
     ("verify", ("ops", "errors")),
@@ -27,9 +28,12 @@ for part, floor in (
     ("nn", ("verify", "ops", "errors")),
     ("export", ("prove", "nn", "verify", "ops", "errors")),
     ("runtime", ("prove", "nn", "verify", "ops", "errors")),
-    ("serve", ("export", "runtime", "prove", "nn", "verify", "ops", "errors")),
+    ("serve", ("export", "runtime", "prove", "nn", "verify", "ops", "errors", "exit_codes")),
     ("certify", ("runtime", "verify", "ops", "errors")),
-    ("cli", ("serve", "certify", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors")),
+    (
+        "cli",
+        ("serve", "certify", "export", "runtime", "signing", "prove", "nn", "verify", "ops", "errors", "exit_codes"),
+    ),
     ("__main__", ("cli",)),
 ):
     BELOW[part] = frozenset(floor)

@@ -16,7 +16,7 @@ LISTS = frozenset(("axes", "ends", "pads", "repeats", "shape", "sizes", "split",
 
 @dataclass(frozen=True)
 class _Parameter:
-    """An input or output: whether it can be left out, whether it is a list, and the element types it may have."""
+    """An input or output: whether it can be left out, and the element types it may have."""
 
     name: str
     optional: bool

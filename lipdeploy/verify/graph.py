@@ -1,6 +1,7 @@
 """The verifier's own view of a model: nodes with checked attributes, constants as exact arrays, nothing implied.
 
 Shapes that a file states about its inside (``value_info``) are not read: every rule computes its output's shape.
+Types are compared with what the graph computes (``element_types``).
 """
 
 from __future__ import annotations

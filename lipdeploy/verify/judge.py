@@ -6,8 +6,8 @@ from onnx import helper
 
 from lipdeploy.errors import Refused
 from lipdeploy.ops import DOMAIN
-from lipdeploy.verify.dequantize import FACTORED, QUANTISES
-from lipdeploy.verify.graph import Call, Constant
+from lipdeploy.verify.dequantize import QUANTISES
+from lipdeploy.verify.graph import Call
 from lipdeploy.verify.open_rules import judge_open
 from lipdeploy.verify.open_sizes import is_open
 from lipdeploy.verify.rules import NOT_LIPSCHITZ, RULES
@@ -62,16 +62,10 @@ class Judge:
                 raise call.refuse("LIP020", f"lipdeploy operators need opset {FIRST_WITH_BODIES}, this is {self.opset}")
             if call.domain == DOMAIN:
                 self.element_types.add(helper.np_dtype_to_tensor_dtype(call.flow().dtype))
-        types = {flow.dtype for flow in call.flows()}
-        if len(types) > 1:
-            raise call.refuse("LIP013", "its activations have different element types")
-        if types.pop().kind != "f" and call.op not in MOVES_INTEGERS:
+        if any(flow.dtype.kind != "f" for flow in call.flows()) and call.op not in MOVES_INTEGERS:
             raise call.refuse(
                 "LIP015", "computes with integers, which wrap around", hint="cast the input to float first"
             )
-        if call.op in FACTORED and any(isinstance(v, Constant) and v.array.dtype.kind in "iu" for v in call.inputs):
-            hint = "put DequantizeLinear between stored integers and the operator"
-            raise call.refuse("LIP013", "computes with stored integers and floating-point activations", hint)
         if any(is_open(flow.shape) for flow in call.flows()):
             return judge_open(call)
         return rule(call)

@@ -21,7 +21,7 @@ from lipdeploy.verify.rounding import sqrt_up
 from lipdeploy.verify.rules import RULES
 from lipdeploy.verify.rules.pooling import pooled_shape
 from lipdeploy.verify.rules.registry import FLAGS
-from lipdeploy.verify.rules.structure import padded_positions, pads_per_axis
+from lipdeploy.verify.rules.structure import pad_fill, padded_positions, pads_per_axis
 from lipdeploy.verify.step import Step
 
 SURROGATE = 7  # the size at which a rule that depends on no size is asked
@@ -138,7 +138,7 @@ def _pad(call: Call) -> list[Step]:
     flow, mode = call.flow(0), call.string("mode", "constant")
     if mode not in ("constant", "edge"):
         raise call.refuse("LIP006", f"mode='{mode}' is not defined for images that are smaller than the pads")
-    call.constant(2)
+    pad_fill(call)
     copies, shape = 1, []
     for size, (begin, end) in zip(flow.shape, pads_per_axis(call, len(flow.shape) + 1), strict=True):
         if not isinstance(size, OpenSize):

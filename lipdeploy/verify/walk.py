@@ -23,6 +23,7 @@ from lipdeploy.verify.chain import Chain, all_segments, segment
 from lipdeploy.verify.collapse import Collapsed, collapsed, is_linear
 from lipdeploy.verify.constants import evaluate
 from lipdeploy.verify.dequantize import as_programmed, in_binary64_only
+from lipdeploy.verify.element_types import check_element_types
 from lipdeploy.verify.entry import input_specs
 from lipdeploy.verify.graph import Call, Constant, Flow, Unproven, Value, calls, read_constant
 from lipdeploy.verify.judge import Judge, refuse_open_shape
@@ -96,6 +97,7 @@ class Walk:
         self.claims: list[_Claims] = []
         self.output = ""
         self.computed = 0
+        self.graph = graph
         self.calls = calls(graph, opsets, self.norms)
         self.inputs = input_specs(graph)
         self.batch = self.inputs[0].shape[0] if self.inputs else None
@@ -119,6 +121,7 @@ class Walk:
     def run(self, output: str) -> None:
         """Judge every node that ``output`` depends on."""
         needed = _needed(self.calls, output)
+        check_element_types(self.graph, needed)
         self.progress.expect(needed, self.values)
         for call in needed:
             for name in filter(None, call.input_names):

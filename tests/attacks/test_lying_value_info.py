@@ -1,7 +1,7 @@
-"""The liar states shapes inside the graph that are not true: a larger pooling window, a shorter axis, another type.
+"""The liar states shapes inside the graph that are not true: a larger pooling window, a shorter axis.
 
 A verifier that trusts value_info divides a mean by the wrong count. Ours computes every shape itself; what the file
-states about its inside or its output changes nothing.
+states about shapes of its inside or its output changes nothing. (Types that are not true: test_contradicting_types.py.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def test_stated_shapes_change_nothing(stated: list[int | str | None]) -> None:
     honest = bound(proto)
     assert honest == pytest.approx(0.5, rel=1e-12)
     proto.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, stated))
-    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.DOUBLE, stated))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, stated))
     assert bound(proto) == honest
 
 

@@ -125,7 +125,7 @@ ROOTS = {
         h = Constant<value_float=0.5>() y = Pow(n, h)""",
     "whole": """axes = Constant<value_ints=[2,3]>() m = ReduceSumSquare(x, axes) y = Sqrt(m)""",
     "shifted": """axes = Constant<value_ints=[2,3]>() q = Mul(x, x) m = ReduceMean(q, axes) b = Mul(m, four)
-        e = Constant<value_float=1e-6>() n = Add(b, e) y = Sqrt(n)""",
+        e = Constant<value_float=1e-6>() d = CastLike(e, x) n = Add(b, d) y = Sqrt(n)""",
 }  # fmt: skip
 
 
@@ -219,8 +219,9 @@ def test_resize(parse, form, sizes):
 GATES = {
     "silu": "s = Sigmoid(h) a = Mul(h, s)",
     "mish": "p = Softplus(h) t = Tanh(p) a = Mul(t, h)",
-    "gelu": "d = Div(h, root) e = Erf(d) o = Constant<value_float=1.0>() g = Add(e, o) b = Mul(h, g) a = Mul(b, half)",
-    "softsign": "m = Abs(h) o = Constant<value_float=1.0>() p = Add(m, o) a = Div(h, p)",
+    "gelu": """d = Div(h, root) e = Erf(d) o = Constant<value_float=1.0>() i = CastLike(o, h) g = Add(e, i)
+        b = Mul(h, g) a = Mul(b, half)""",
+    "softsign": "m = Abs(h) o = Constant<value_float=1.0>() i = CastLike(o, h) p = Add(m, i) a = Div(h, p)",
 }
 TRUE_GATES = {
     "silu": lambda v: v / (1 + M.exp(-v)) if v > -1e5 else M.mpf(0),

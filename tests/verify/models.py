@@ -46,7 +46,7 @@ def single(
         [helper.make_node(operator, names, ["y"], **attributes)],
         "g",
         [helper.make_tensor_value_info("x", kind, ["N", *shape])],
-        [helper.make_tensor_value_info("y", kind, None)],
+        [helper.make_tensor_value_info("y", attributes.get("to", kind), None)],
         [numpy_helper.from_array(value, name) for name, value in stored.items() if value is not None],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

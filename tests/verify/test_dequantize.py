@@ -26,11 +26,17 @@ FOUR = {"int4": (TensorProto.INT4, -8, 7), "uint4": (TensorProto.UINT4, 0, 15)}
 
 
 def layer(
-    q: Array | TensorProto, scale: Array, zero: Array | TensorProto | None = None, *, opset: int = 21, **given: Any
+    q: Array | TensorProto,
+    scale: Array,
+    zero: Array | TensorProto | None = None,
+    *,
+    opset: int = 21,
+    kind: str = "float",
+    **given: Any,
 ) -> onnx.ModelProto:
     """y = x · DequantizeLinear(q, scale, zero)."""
     rows = (q.dims if isinstance(q, TensorProto) else q.shape)[0]
-    proto = model(f"g (float[N, {rows}] x) => (float[N, M] y) {{ y = MatMul(x, W) }}", opset=opset)
+    proto = model(f"g ({kind}[N, {rows}] x) => ({kind}[N, M] y) {{ y = MatMul(x, W) }}", opset=opset)
     stored = {"q": q, "s": np.asarray(scale), **({} if zero is None else {"z": zero})}
     for name, value in stored.items():
         tensor = value if isinstance(value, TensorProto) else numpy_helper.from_array(value, name)
@@ -149,19 +155,20 @@ NEAR_MISSES: list[tuple[str, onnx.ModelProto, str, str]] = [
     ("an infinity", layer(Q, np.float32([1, np.inf, 1])), "LIP003", "NaN or infinite"),
     ("too large a product", layer(Q, np.float32(3e38)), "LIP013", "larger than float32 can be"),
     ("zero points of another shape", layer(Q, np.float32([1, 1, 1]), np.int8(0)), "LIP013", "zero points int8[]"),
-    ("zero points of another type", layer(Q, np.float32(1), np.uint8(0)), "LIP013", "zero points uint8[]"),
-    ("float weights", layer(Q.astype(np.float32), np.float32(1)), "LIP013", "no type of quantised weights"),
-    ("64 bits", layer(Q.astype(np.int64), np.float32(1)), "LIP013", "no type of quantised weights"),
+    ("zero points of another type", layer(Q, np.float32(1), np.uint8(0)), "LIP013", "uint8 and input 0 int8"),
+    ("float weights", layer(Q.astype(np.float32), np.float32(1)), "LIP013", "input 0 is float32"),
+    ("64 bits", layer(Q.astype(np.int64), np.float32(1)), "LIP013", "input 0 is int64"),
     ("int32 of more bits than float32", layer(np.int32([[1 << 25]]), np.float32(1)), "LIP013", "more than 24 bits"),
     ("int32 with a zero point", layer(np.int32([[5]]), np.float32(1), np.int32(1)), "LIP013", "zero points"),
-    ("an integer scale", layer(Q, np.int32(1)), "LIP013", "a scale of a float type"),
+    ("an integer scale", layer(Q, np.int32(1)), "LIP013", "input 1 is int32"),
     ("blocks that do not fit", layer(Q, np.ones((2, 3), np.float32), axis=0, block_size=2), "LIP013", "not [1, 3]"),
     ("negative blocks", layer(Q, np.ones((2, 3), np.float32), axis=0, block_size=-1), "LIP013", "blocks of -1"),
     ("one scale for blocks", layer(Q, np.float32(1), block_size=2), "LIP013", "cannot be one per block"),
     ("a matrix of scales, no blocks", layer(Q, np.ones((2, 3), np.float32)), "LIP013", "[2, 3] scales"),
-    ("an output of another type", layer(Q, np.float32(1), opset=23, output_dtype=10), "LIP002", "output_dtype"),
+    ("an output of another type", layer(Q, np.float32(1), opset=23, output_dtype=10), "LIP013", "is float16"),
+    ("a stated type", layer(Q, np.float32(1), opset=23, kind="float16", output_dtype=10), "LIP002", "output_dtype"),
     ("an attribute of another age", layer(Q, np.float32(1), saturate=1), "LIP002", "'saturate'"),
-    ("scales that round to float16", layer(Q, np.float16(0.1)), "LIP013", "does not hold the weights exactly"),
+    ("scales that round to float16", layer(Q, np.float16(0.1), kind="float16"), "LIP013", "does not hold the weights"),
 ]  # fmt: skip
 
 
@@ -286,9 +293,10 @@ def test_nothing_else_is_computed_with_rounded_weights(last: str) -> None:
     """Widened after float32 has rounded them, they are no longer the numbers of the statement."""
     q, scale = products(6, 3)
     second = {"CastLike": ", d", "Add": ", W"}.get(last, "")
+    use = "U = Cast<to = 11>(V) y = MatMul(x, U)" if last == "Add" else "y = MatMul(x, V)"
     proto = model(
         f"g (double[N, 6] x) => (double[N, 3] y) <double d = {{1}}> "
-        f"{{ W = DequantizeLinear(q, s) V = {last}(W{second}) y = MatMul(x, V) }}"
+        f"{{ W = DequantizeLinear(q, s) V = {last}(W{second}) {use} }}"
     )
     proto.graph.initializer.extend([numpy_helper.from_array(q, "q"), numpy_helper.from_array(scale, "s")])
     verdict = judge(proto)

@@ -278,12 +278,19 @@ def pad(call: Call) -> Step:
         positions = padded_positions(call, size, begin, end, mode)
         shape.append(len(positions))
         copies *= max(np.bincount(positions[positions >= 0], minlength=1).max(initial=1), 1)
-    value = call.constant(2)
-    fill = Bound(largest(value.float64())) if value is not None and mode == "constant" else Bound(0.0)
+    fill = Bound(pad_fill(call) if mode == "constant" else 0.0)
     size = math.prod(shape)
     at_zero = {norm: constant_norm(norm, fill, size) for norm in Norm}
     gains = per_norm(Bound(float(copies)), Bound(sqrt_up(float(copies))), ONE)
     return Step(tuple(shape), (gains,), f"{mode} padding", at_zero=at_zero, rounding=EXACT)
+
+
+def pad_fill(call: Call) -> float:
+    """The largest absolute value that a Pad writes around its data."""
+    value = call.constant(2)
+    if value is not None and value.array.size != 1:
+        raise call.refuse("LIP013", f"the value to pad with is {value.array.size} numbers")
+    return 0.0 if value is None else largest(value.float64())
 
 
 def pads_per_axis(call: Call, rank: int) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ are known inside motifs, too, where nothing is proven of single nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx import AttributeProto, GraphProto, TensorProto
 
@@ -40,8 +40,8 @@ DEQUANTISE = "put DequantizeLinear between stored integers and the operator"
 def check_element_types(graph: GraphProto, needed: Sequence[Call]) -> None:
     """Raises ``Refused`` (LIP013) with every node of ``needed``, in the file's order, whose types do not fit.
 
-    Also every tensor for which the file states another type than it has. Tensors whose type the standard leaves open,
-    and those behind a node that is refused, are taken as they come.
+    Else with every tensor for which the file states another type than it has. Tensors whose type the standard leaves
+    open, and those behind a node that is refused, are taken as they come.
     """
     known = {tensor.name: tensor.data_type for tensor in graph.initializer}
     stored = frozenset(known)
@@ -52,13 +52,18 @@ def check_element_types(graph: GraphProto, needed: Sequence[Call]) -> None:
             known.update(_types_after(call, known, stored))
         except Refused as error:
             refusals.extend(error.refusals)
+    if not refusals:  # behind a node that does not fit, types are guesses
+        refusals.extend(_lies(graph, known))
+    if refusals:
+        raise Refused(refusals)
+
+
+def _lies(graph: GraphProto, known: Mapping[str, int]) -> Iterator[Refusal]:
     for value in (*graph.output, *graph.value_info):
         stated = value.type.tensor_type.elem_type
         if stated and known.get(value.name, stated) != stated:
             message = f"the file states {_plain(stated)} for it, the graph computes {_plain(known[value.name])}"
-            refusals.append(Refusal("LIP013", value.name, "tensor", message))
-    if refusals:
-        raise Refused(refusals)
+            yield Refusal("LIP013", value.name, "tensor", message)
 
 
 def _types_after(call: Call, known: Mapping[str, int], stored: frozenset[str]) -> dict[str, int]:

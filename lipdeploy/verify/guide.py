@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lipdeploy.verify.limits import MOST_WORK
-
+#: Multiply-adds of all the plain proofs of one graph, together: about half an hour.
+MOST_WORK = 1e13
 #: Multiply-adds that one verification may spend on being tighter than it has to be: a fraction of a second …
 EXTRA_WORK = 1e10
 #: … and this part of what the plain proofs before have cost.

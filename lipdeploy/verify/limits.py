@@ -1,16 +1,16 @@
 """How large a model may be for its proof to end: a file of a few bytes can describe tensors that fill any machine.
 
-The numbers lie far above what networks with a useful certificate need. Above them a node is refused (LIP024).
+The numbers lie far above what networks with a useful certificate need. Above them a node is refused (LIP024). So is one
+whose proof would cost more work than ``guide`` has left for all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # graph imports guide, and rules import both
-    from lipdeploy.verify.graph import Call
+from lipdeploy.verify.graph import Call
+from lipdeploy.verify.guide import MOST_WORK
 
 MOST_RANK = 32
 MOST_ENTRIES = 1 << 28  # of a tensor, per sample
@@ -28,7 +28,6 @@ MOST_LAGS = 1 << 18
 MOST_KERNEL = 1 << 27  # entries of a kernel with its dilation written out as zeros
 MOST_GROUPS = 1 << 13
 MOST_PHASES = 1 << 14  # product of the strides
-MOST_WORK = 1e13  # multiply-adds of all the factorisations of one proof: about half an hour
 
 
 def check_shape(call: Call, shape: Sequence[int]) -> None:

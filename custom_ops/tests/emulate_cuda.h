@@ -2,6 +2,9 @@
 // fibers that take turns at barriers. A warp goes on alone, from one __syncwarp() to the next, until it waits at
 // __syncthreads(): a kernel that has too weak a barrier reads what is not yet written. A barrier that only some threads
 // reach ends the launch with an error, as it would hang or corrupt on a GPU.
+//
+// Blocks, warps and threads take their turns in rising order, or `backwards`: where two threads meet at a number without
+// a barrier in between, the two orders give different results, and one of them is wrong.
 #pragma once
 
 #include <ucontext.h>
@@ -46,6 +49,7 @@ struct Machine {
   std::vector<Fiber> fibers;
   Fiber* current = nullptr;
   const std::function<void()>* kernel = nullptr;
+  bool backwards = false;
   cudaError_t last_error = 0;
 
   void wait(State at) { leave(at); }
@@ -56,7 +60,7 @@ struct Machine {
     block_size = {threads, 1, 1};
     if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
     for (unsigned b = 0; b < blocks; ++b) {
-      block = {b, 0, 0};
+      block = {backwards ? blocks - 1 - b : b, 0, 0};
       if (!run_block(threads)) last_error = kLaunchFailure;
     }
   }
@@ -80,7 +84,9 @@ struct Machine {
     }
     while (true) {
       unsigned finished = 0;
-      for (unsigned first = 0; first < threads; first += kWarp) {
+      const unsigned warps = (threads + kWarp - 1) / kWarp;
+      for (unsigned w = 0; w < warps; ++w) {
+        const unsigned first = kWarp * (backwards ? warps - 1 - w : w);
         const unsigned end = first + kWarp < threads ? first + kWarp : threads;
         if (!run_warp(first, end)) return false;
         finished += fibers[first].state == State::kFinished ? end - first : 0;
@@ -92,15 +98,18 @@ struct Machine {
 
   // From one barrier of the block to the next; false where threads wait at different ones.
   bool run_warp(unsigned first, unsigned end) {
+    State reached = State::kRunning;
     do {
-      for (unsigned t = first; t < end; ++t) {
+      for (unsigned turn = 0; turn < end - first; ++turn) {
+        const unsigned t = backwards ? end - 1 - turn : first + turn;
         thread = {t, 0, 0};
         current = &fibers[t];
         current->state = State::kRunning;
         swapcontext(&scheduler, &current->context);
-        if (fibers[t].state != fibers[first].state) return false;
+        if (turn == 0) reached = current->state;
+        if (current->state != reached) return false;
       }
-    } while (fibers[first].state == State::kWaitingForWarp);
+    } while (reached == State::kWaitingForWarp);
     return true;
   }
 };
@@ -113,6 +122,11 @@ inline void Machine::enter() {
 }
 
 }  // namespace emulated
+
+// The order of the launches from now on.
+extern "C" inline __attribute__((used)) void lipdeploy_emulate_backwards(int backwards) {
+  emulated::machine.backwards = backwards != 0;
+}
 
 #define threadIdx (emulated::machine.thread)
 #define blockIdx (emulated::machine.block)
@@ -152,9 +166,10 @@ inline float __fadd_rd(float a, float power) {
 }
 
 // Few, so that the blocks have several turns.
+constexpr int64_t kMostBlocks = 3;
 template <class Kernel>
 int64_t resident_blocks(Kernel, int) {
-  return 3;
+  return kMostBlocks;
 }
 
 inline cudaError_t cudaGetLastError() {

@@ -1,6 +1,7 @@
 """A device whose every tensor ends where memory ends, or begins where it begins: what reads beyond is killed.
 
-Run as ``python guarded.py LIBRARY [lie]``: the small cases of tools/gpu_check.py on emulated CUDA kernels; with
+Run as ``python guarded.py LIBRARY [lie]``: the small cases of tools/gpu_check.py on emulated CUDA kernels, whose
+threads take their turns in either order; with
 ``lie``, one kernel that is told of more elements than there are.
 """
 
@@ -67,6 +68,7 @@ def main(library: str, lie: bool) -> None:
         return
     cases = [case for case in gpu_check.check_cases() if np.prod(case.shape) <= 5000]
     for at_end in (False, True):
+        loaded.lipdeploy_emulate_backwards(int(at_end))  # each end of a page once, and each order of the threads
         for case, kind, what in gpu_check.check(gpu_check.Kernels(loaded, Guarded(at_end=at_end)), cases):
             print(f"{kind.name} {case}: {what}")
     print(f"{len(cases)} cases")

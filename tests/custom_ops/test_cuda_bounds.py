@@ -1,7 +1,8 @@
 """CUDA kernels under the emulator touch nothing but their tensors and their tables, and pack only what is aligned.
 
 A stand-in for compute-sanitizer, which needs a GPU: tensors lie against pages that nobody may touch; every index into
-shared memory and every address of 16 bytes is checked by traps of the compiler.
+shared memory and every address of 16 bytes is checked by traps of the compiler; and threads take their turns in either
+order, so that a missing barrier shows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -49,6 +50,13 @@ __global__ void pass_on(int* data) {
   }
   data[threadIdx.x] = tile[(threadIdx.x + 16) % 64];
 }
+__global__ void take_from_before(int* data) {
+  __shared__ int tile[64];
+  tile[threadIdx.x] = -1;
+  __syncthreads();
+  tile[threadIdx.x] = data[threadIdx.x];
+  data[threadIdx.x] = tile[threadIdx.x / 2];
+}
 __global__ void diverge_in_a_warp(int* data) {
   if (threadIdx.x % 2 == 0) __syncwarp();
   data[threadIdx.x] = 1;
@@ -59,6 +67,10 @@ extern "C" int run_pass_on(int* data, int block) {
   } else {
     LIPDEPLOY_LAUNCH(1, 64, nullptr, pass_on<false>, data);
   }
+  return cudaGetLastError();
+}
+extern "C" int run_take_from_before(int* data) {
+  LIPDEPLOY_LAUNCH(1, 64, nullptr, take_from_before, data);
   return cudaGetLastError();
 }
 extern "C" int run_diverge_in_a_warp(int* data) {
@@ -107,9 +119,16 @@ def test_pairs_of_keys_by_halves(by_halves: Entries, type_name: str) -> None:
         )
 
 
+@pytest.fixture(params=["forwards", "backwards"])
+def either_way(in_pieces: Entries, request: pytest.FixtureRequest) -> Iterator[Entries]:
+    in_pieces.library.lipdeploy_emulate_backwards(request.param == "backwards")
+    yield in_pieces
+    in_pieces.library.lipdeploy_emulate_backwards(0)
+
+
 @pytest.mark.parametrize("type_name", ["f16", "f64"])
-def test_tensors_beyond_32_bits(in_pieces: Entries, type_name: str) -> None:
-    dtype = TYPES[type_name][0]
+def test_tensors_beyond_32_bits(either_way: Entries, type_name: str) -> None:
+    dtype, in_pieces = TYPES[type_name][0], either_way
     sorts = [
         SortCase((40, 16), 2),
         SortCase((40, 16), 8),
@@ -147,6 +166,18 @@ def test_a_barrier_of_a_warp_does_not_hold_the_others(probe: ctypes.CDLL) -> Non
         data = (ctypes.c_int * 64)(*range(64))
         assert probe.run_pass_on(data, block) == 0
         assert list(data)[: len(want)] == want
+
+
+def test_a_missing_barrier_shows_in_one_of_the_orders(probe: ctypes.CDLL) -> None:
+    """Threads that take from threads before them find it there, unless those come after them."""
+    for backwards, want in ((0, [i // 2 for i in range(64)]), (1, [0, *[-1] * 63])):
+        data = (ctypes.c_int * 64)(*range(64))
+        probe.lipdeploy_emulate_backwards(backwards)
+        try:
+            assert probe.run_take_from_before(data) == 0
+        finally:
+            probe.lipdeploy_emulate_backwards(0)
+        assert list(data) == want
 
 
 def test_a_barrier_of_a_warp_that_some_threads_miss_is_an_error(probe: ctypes.CDLL) -> None:

@@ -175,8 +175,8 @@ __global__ void sort_staged(const Bits* __restrict__ x, Bits* __restrict__ y,
       }
     }
     __syncthreads();
+    // The next turn needs no barrier in front: a thread loads to where it stored from.
     for (uint32_t i = threadIdx.x; i < count * here; i += kStagedThreads) tile[at(i)].store(to + i * Word::kCount);
-    __syncthreads();
   }
 }
 
@@ -186,7 +186,8 @@ constexpr int kWarp = 32;
 
 // Sorts key[0], key[stride], ... with the whole block, any count. Every comparator points the same way, so that what
 // lies beyond the end may be imagined larger than everything and is never touched. Thread p of a stage has its p-th
-// comparator: up to a distance of 32 a warp meets its own keys only, and need not wait for the others.
+// comparator: up to a distance of 32 a warp meets its own keys only, and need not wait for the others. After the last
+// stage all have met: it is wider than a warp's keys, or the block is one warp.
 template <class Index, class Bits>
 __device__ __forceinline__ void sort_with_block(Bits* key, Index count, Index stride) {
   Index comparators = 1;
@@ -206,7 +207,6 @@ __device__ __forceinline__ void sort_with_block(Bits* key, Index count, Index st
       }
     }
   }
-  __syncthreads();
 }
 
 // One block, one group: of up to `Shared` keys in shared memory, of more where the result goes. Positions within a group

@@ -19,9 +19,13 @@ namespace lipdeploy {
 
 constexpr int kThreads = 256;
 
-// Enough blocks to fill any GPU; the kernels stride over the rest, so sizes stay 64-bit.
+// Enough blocks to fill any GPU; the kernels stride over the rest, so sizes stay 64-bit. (In the emulator few, so that
+// blocks have several turns.)
+#if !defined(LIPDEPLOY_EMULATE_CUDA)
+constexpr int64_t kMostBlocks = 1 << 16;
+#endif
 inline int64_t blocks_for(int64_t items, int64_t per_block) {
-  return std::min<int64_t>((items + per_block - 1) / per_block, 1 << 16);
+  return std::min<int64_t>((items + per_block - 1) / per_block, kMostBlocks);
 }
 
 // As many blocks as the GPU holds at once: for kernels whose blocks stay, since each must fill a table first. In equal

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
+from onnx import AttributeProto
 
 from lipdeploy.verify.graph import OPSETS, Call, Constant
 from lipdeploy.verify.schema import Parameter, parameter_at, schema
@@ -29,9 +30,7 @@ def check_form(call: Call) -> None:
     form = schema("", call.op, call.version)
     if form is None:
         raise call.refuse("LIP020", f"opset {call.version} has no operator {call.op}", _opset_with(call.op))
-    strange = sorted(set(call.attributes) - form.attributes)
-    if strange:
-        raise call.refuse("LIP002", f"opset {call.version} has no attribute '{strange[0]}' here")
+    _check_attributes(call, form.attributes)
     if not form.least_inputs <= len(call.inputs) <= form.most_inputs:
         least, most = form.least_inputs, form.most_inputs
         allowed = f"{least}" if least == most else f"{least} to {most}"
@@ -39,6 +38,16 @@ def check_form(call: Call) -> None:
     _check_gaps(call, "input", call.input_names, form.inputs)
     _check_gaps(call, "output", call.output_names, form.outputs)
     _check_ranks(call, form.inputs)
+
+
+def _check_attributes(call: Call, known: Mapping[str, int]) -> None:
+    """By name and by type: a runtime goes by the one or the other."""
+    for name, attribute in sorted(call.attributes.items()):
+        if name not in known:
+            raise call.refuse("LIP002", f"opset {call.version} has no attribute '{name}' here")
+        if attribute.type != known[name]:
+            kinds = [AttributeProto.AttributeType.Name(kind) for kind in (attribute.type, known[name])]
+            raise call.refuse("LIP013", f"attribute '{name}' has the type {kinds[0]}, in the standard {kinds[1]}")
 
 
 def _check_gaps(call: Call, kind: str, names: Sequence[str], parameters: Sequence[Parameter]) -> None:

@@ -128,6 +128,9 @@ def _reduction(call: Call) -> list[Step]:
     axes = {call.resolve_axis(axis, len(shape) + 1) for axis in given}
     if not axes or 0 in axes:
         raise call.refuse("LIP005", "reduces the batch axis")
+    if min(given) < 0 and any(isinstance(size, OpenSize) and size.may_be_empty for size in shape):
+        message = "counts axes from the end of an image that may be empty, of which ONNX Runtime reduces others"
+        raise call.refuse("LIP006", message, "count the axes from the front (2, 3), or fix height and width")
     keep = call.integer("keepdims", 1)
     kept = tuple(1 if i + 1 in axes else n for i, n in enumerate(shape) if keep or i + 1 not in axes)
     return [Step(kept, (diagonal(ONE),), "mean or extremum, any size", rounding=None)]

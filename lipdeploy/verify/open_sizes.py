@@ -6,7 +6,7 @@ about one size. Only the operators of ``open_rules`` take such images; everythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -22,6 +22,14 @@ class OpenSize:
     source: str
     history: tuple[tuple[str, int, int], ...] = ()
 
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether no entry is left for some length ≥ 1 of the source; 1 decides, as no change reverses lengths."""
+        length = 1
+        for kind, first, second in self.history:
+            length = LENGTH_AFTER[kind](length, first, second)
+        return length < 1
+
     def stretched(self, factor: int, grows: int) -> OpenSize:
         """The size times ``factor`` plus ``grows``."""
         return self if (factor, grows) == (1, 0) else self.after("stretch", factor, grows)
@@ -29,6 +37,14 @@ class OpenSize:
     def after(self, kind: str, first: int, second: int) -> OpenSize:
         """The size after one more operator."""
         return replace(self, history=(*self.history, (kind, first, second)))
+
+
+#: The length after each kind of change: of windows with a stride, ConvTranspose or enlarging, and making smaller.
+LENGTH_AFTER: Mapping[str, Callable[[int, int, int], int]] = {
+    "window": lambda length, grows, stride: (length + grows) // stride + 1,
+    "stretch": lambda length, factor, grows: length * factor + grows,
+    "shrink": lambda length, divisor, _: length // divisor,
+}
 
 
 def is_open(shape: Sequence[object]) -> bool:

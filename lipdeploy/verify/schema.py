@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
+from onnx import AttributeProto
 
 from lipdeploy.ops import DOMAIN, OPERATORS
 
 #: What the operators of this project's domain compute in: all their inputs and their output have one of these types.
 OWN_TYPES = frozenset(("tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"))
+
+KINDS = {"int": AttributeProto.INT, "float": AttributeProto.FLOAT}
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Schema:
-    """One operator in one version."""
+    """One operator in one version. ``attributes``: the type that each must have, as ``AttributeProto`` numbers it."""
 
-    attributes: frozenset[str]
+    attributes: Mapping[str, int]
     least_inputs: int
     most_inputs: int
     inputs: tuple[Parameter, ...]
@@ -54,7 +57,7 @@ def schema(domain: str, op: str, version: int) -> Schema | None:
     except onnx.defs.SchemaError:
         return None
     return Schema(
-        frozenset(found.attributes),
+        {name: int(one.type.value) for name, one in found.attributes.items()},  # type: ignore[attr-defined]
         found.min_input,
         found.max_input,
         _parameters(found.inputs),
@@ -65,7 +68,7 @@ def schema(domain: str, op: str, version: int) -> Schema | None:
 def _own(op: str) -> Schema:
     operator = OPERATORS[op]
     inputs = tuple(Parameter(name, "T", OWN_TYPES) for name in operator.inputs)
-    attributes = frozenset(attribute.name for attribute in operator.attributes)
+    attributes = {one.name: KINDS[one.kind] for one in operator.attributes}
     return Schema(attributes, len(inputs), len(inputs), inputs, (Parameter("Y", "T", OWN_TYPES),))
 
 

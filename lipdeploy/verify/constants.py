@@ -14,8 +14,9 @@ from onnx import AttributeProto, TensorProto, helper
 
 from lipdeploy.verify.dequantize import QUANTISES, constant_of, dequantised
 from lipdeploy.verify.form import check_form
-from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers, read_constant
+from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers
 from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
+from lipdeploy.verify.tensors import read_constant
 
 MOST_ENTRIES = 1 << 24  # of a constant that a graph computes from a few numbers
 
@@ -138,7 +139,9 @@ def _dequantise(
 
 def _converted(call: Call, array: Numbers, target: np.dtype[Any]) -> Numbers:
     converted = array.astype(target)
-    if not np.array_equal(converted.astype(np.float64), array.astype(np.float64)):
+    wide = any(kind.kind in "iu" and kind.itemsize == 8 for kind in (array.dtype, target))
+    as_numbers = object if wide else np.float64  # which does not hold all integers of 64 bits
+    if not np.array_equal(converted.astype(as_numbers), array.astype(as_numbers)):
         raise call.refuse("LIP017", "converts a constant inexactly")
     return converted
 

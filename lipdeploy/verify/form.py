@@ -13,8 +13,8 @@ from lipdeploy.verify.schema import Parameter, parameter_at, schema
 #: How many axes the inputs have that say how an operator works, by their name in whatever operator: lists, and flags.
 LISTS = ("axes", "ends", "pads", "repeats", "shape", "sizes", "split", "starts", "steps", "K")
 RANKS = {**dict.fromkeys(LISTS, 1), "ratio": 0, "training_mode": 0}
-#: Where one axis may be a single number: torch writes it so, and ONNX Runtime reads it.
-ONE_AXIS = frozenset(("Squeeze", "Unsqueeze"))
+#: Where one axis may be a single number: torch writes it so, and ONNX Runtime reads it (that of Squeeze it does not).
+ONE_AXIS = "Unsqueeze"
 
 
 def check_form(call: Call) -> None:
@@ -59,7 +59,7 @@ def _check_gaps(call: Call, kind: str, names: Sequence[str], parameters: Sequenc
 def _check_ranks(call: Call, parameters: Sequence[Parameter]) -> None:
     for place, value in enumerate(call.inputs):
         name = parameter_at(parameters, place).name
-        if not isinstance(value, Constant) or name not in RANKS or (not value.array.ndim and call.op in ONE_AXIS):
+        if not isinstance(value, Constant) or name not in RANKS or (not value.array.ndim and call.op == ONE_AXIS):
             continue
         if value.array.ndim != RANKS[name]:
             wanted = "it is a list" if RANKS[name] else "it is a single number"

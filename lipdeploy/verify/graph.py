@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from lipdeploy.errors import Refusal, Refused
 from lipdeploy.verify.guide import Guide
@@ -189,33 +189,6 @@ class Call:
     def is_batch(self, size: object) -> bool:
         """Whether an entry of a target shape stands for the number of samples."""
         return size is BATCH or (self.batch is not None and size == self.batch)
-
-
-def read_constant(tensor: TensorProto) -> Constant:
-    """A stored tensor as an exact array; refused (LIP003) when a float in it is not finite."""
-    typed = (tensor.float_data, tensor.double_data, tensor.int32_data, tensor.int64_data, tensor.uint64_data)
-    if tensor.HasField("raw_data") and any(typed):
-        raise Refused([Refusal("LIP013", tensor.name, "initializer", "the tensor is stored twice, raw and typed")])
-    if min(tensor.dims, default=0) < 0:
-        raise Refused([Refusal("LIP013", tensor.name, "initializer", f"negative size in {list(tensor.dims)}")])
-    if tensor.data_type == TensorProto.STRING:
-        raise Refused([Refusal("LIP021", tensor.name, "initializer", "text is not a number")])
-    try:
-        array = numpy_helper.to_array(tensor)
-    except Exception as error:  # onnx raises many types here; none of them is a verdict
-        message = f"the stored tensor is malformed: {error}"
-        raise Refused([Refusal("LIP013", tensor.name, "initializer", message)]) from error
-    if array.dtype.name in ("int4", "uint4"):  # NumPy knows them as bytes only
-        array = array.astype(np.int8 if array.dtype.name == "int4" else np.uint8)
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        message = f"element type {array.dtype} is not supported"
-        raise Refused([Refusal("LIP021", tensor.name, "initializer", message)])
-    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    if floating and not np.all(np.isfinite(array.astype(np.float64))):
-        count = int(np.size(array) - np.count_nonzero(np.isfinite(array.astype(np.float64))))
-        message = f"{count} of {array.size} stored numbers are NaN or infinite"
-        raise Refused([Refusal("LIP003", tensor.name, "initializer", message)])
-    return Constant(tensor.name, array)
 
 
 def calls(graph: GraphProto, opsets: Mapping[str, int], norms: tuple[Norm, ...]) -> list[Call]:

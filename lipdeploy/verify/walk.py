@@ -25,7 +25,7 @@ from lipdeploy.verify.constants import evaluate
 from lipdeploy.verify.dequantize import as_programmed, in_binary64_only
 from lipdeploy.verify.element_types import check_element_types
 from lipdeploy.verify.entry import input_specs
-from lipdeploy.verify.graph import Call, Constant, Flow, Unproven, Value, calls, read_constant
+from lipdeploy.verify.graph import Call, Constant, Flow, Unproven, Value, calls
 from lipdeploy.verify.judge import Judge, refuse_open_shape
 from lipdeploy.verify.limits import MOST_COMPUTED, check_shape, too_large
 from lipdeploy.verify.lmi import Certified
@@ -39,6 +39,7 @@ from lipdeploy.verify.operator_norm import ProofFailed
 from lipdeploy.verify.pairwise import pair_bounds
 from lipdeploy.verify.progress import Progress
 from lipdeploy.verify.step import Step, joined, plus
+from lipdeploy.verify.tensors import read_constant
 from lipdeploy.verify.verdict import ErrorBound, NodeReport, TensorSpec
 
 WORTH_SAYING = 1.0 - 1e-6

@@ -19,6 +19,7 @@ TWO = np.array([2], np.int64)
 BODIES: dict[str, tuple[str, Any]] = {
     "axes": ("y = ReduceSum(x, given)", [2]),
     "a new axis": ("y = Unsqueeze(x, given)", [2]),
+    "a lost axis": ("u = Unsqueeze(x, two) y = Squeeze(u, given)", [2]),
     "a shape": ("f = Reshape(x, given) y = Flatten(f)", [0, 3, -1]),
     "a larger shape": ("y = Expand(x, given)", [4]),
     "repeats": ("y = Tile(x, given)", [1, 2, 1]),
@@ -73,6 +74,13 @@ def test_only_what_runs_is_proven(name: str, shape: str) -> None:
             "LIP013",
             "LIP010",
         }  # the latter for a part of a motif
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 0.0, 0.5, 1.0, 1.5])
+def test_a_ratio_that_is_none(ratio: float) -> None:
+    made = model("y = Dropout(x, given, off)", np.float32(ratio))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(False), "off"))
+    assert (verify(made.SerializeToString()).status == "verified") == (0 <= ratio < 1) == runs(made)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

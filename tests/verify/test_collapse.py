@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from lipdeploy.verify import Verdict
 from lipdeploy.verify.check import walked
 from lipdeploy.verify.collapse import Collapsed, collapsed
-from lipdeploy.verify.graph import calls, opset_versions, read_constant
+from lipdeploy.verify.graph import calls, opset_versions
 from lipdeploy.verify.guide import Guide
 from lipdeploy.verify.norms import carried_norms
+from lipdeploy.verify.tensors import read_constant
 from tests.verify.models import judge, matrix, model, operator_norm
 
 NORMS = ("l2", "linf", "l1", "l2-linf", "l1-linf")

@@ -187,7 +187,9 @@ def softmax(call: Call) -> Step:
 @rule("Dropout", attributes=("seed",), inputs=3, outputs=1)
 def dropout(call: Call) -> Step:
     """The identity outside training."""
-    call.constant(1)  # the ratio plays no part outside training
+    ratio = call.constant(1)  # plays no part outside training, but kernels look at it
+    if ratio is not None and not 0.0 <= ratio.array.reshape(-1)[0] < 1.0:
+        raise call.refuse("LIP013", "the ratio is not from 0 to below 1")
     training = call.constant(2)
     if training is not None and bool(training.array.any()):
         raise call.refuse("LIP009", "training_mode is true")

@@ -18,6 +18,18 @@ from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers
 from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
 from lipdeploy.verify.tensors import read_constant
 
+#: What constants are converted to: as an exact conversion, one number for every reader.
+NUMBERS = frozenset(
+    (
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.BOOL,
+        *(TensorProto.DataType.Value(f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)),
+    )
+)
+LONGEST_STEP = 1 << 31  # of a Slice
 MOST_ENTRIES = 1 << 24  # of a constant that a graph computes from a few numbers
 
 
@@ -47,9 +59,16 @@ def evaluate(call: Call) -> Constant | None:
     try:
         if call.op == "DequantizeLinear":
             return _dequantise(call, *arrays)
-        return Constant(call.output_names[0], function(call, *arrays), roundings)
+        return Constant(call.output_names[0], _of_whole_numbers(call, function(call, *arrays)), roundings)
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         raise call.refuse("LIP013", f"its constant inputs do not fit: {error}") from error
+
+
+def _of_whole_numbers(call: Call, array: Numbers) -> Numbers:
+    """``array``, which as one of Python objects describes a shape: whole numbers and the number of samples."""
+    if array.dtype == object and not all(n is BATCH or isinstance(n, (int, np.integer)) for n in array.reshape(-1)):
+        raise call.refuse("LIP017", "mixes sizes with other numbers")
+    return array
 
 
 def _refuse_large(call: Call, arrays: Sequence[Numbers]) -> None:
@@ -99,6 +118,8 @@ def _constant(call: Call) -> Numbers:
 
 
 def _cast(call: Call, array: Numbers) -> Numbers:
+    if call.integer("to") not in NUMBERS:  # text, of which runtimes make numbers in their own ways
+        raise call.refuse("LIP017", "converts a constant to a type that does not hold plain numbers")
     target = helper.tensor_dtype_to_np_dtype(call.integer("to"))
     if array.dtype == object:
         if target != np.dtype(np.int64):
@@ -168,7 +189,11 @@ def clamped_slice(start: int, end: int, step: int, size: int) -> slice:
 
     A negative number counts from the end once. Going backwards ONNX clamps the start to 0 … size − 1 (Python would
     take nothing from a start below −size), and an end below −size goes to the very start, which Python spells None.
+    Raises ``ValueError`` where runtimes disagree: for steps so long that 64 bits overflow, and for the largest integers
+    as the end of a way back, which ONNX Runtime takes for the very start.
     """
+    if abs(step) > LONGEST_STEP or (step < 0 and end >= LONGEST_STEP - 1):
+        raise ValueError(f"runtimes disagree about an end of {end} in steps of {step}")
     if step < 0:
         return slice(max(start, -size), None if end < -size else end, step)
     return slice(start, end, step)

@@ -18,6 +18,13 @@ from lipdeploy.verify.graph import BATCH, Call, Constant, Flow, Numbers
 from lipdeploy.verify.limits import MOST_COUNTED, MOST_JOINED, check_listed
 from lipdeploy.verify.tensors import read_constant
 
+#: The types of numbers that a Constant writes out, by its attribute.
+WRITTEN_OUT = {
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+}
 #: What constants are converted to: as an exact conversion, one number for every reader.
 NUMBERS = frozenset(
     (
@@ -108,10 +115,10 @@ def _constant(call: Call) -> Numbers:
         stored.CopyFrom(attribute.t)
         stored.name = call.name
         return read_constant(stored).array
-    numbers = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
-    if attribute.name not in numbers:
+    if attribute.name not in WRITTEN_OUT:
         raise call.refuse("LIP021", f"constants of the form '{attribute.name}' are not supported")
-    array = np.array(helper.get_attribute_value(attribute), dtype=numbers[attribute.name])
+    dtype = helper.tensor_dtype_to_np_dtype(WRITTEN_OUT[attribute.name])
+    array = np.array(helper.get_attribute_value(attribute), dtype=dtype)
     if not np.all(np.isfinite(array)):
         raise call.refuse("LIP003", "the constant is NaN or infinite")
     return array

@@ -12,17 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from onnx import AttributeProto, GraphProto, TensorProto
 
 from lipdeploy.errors import Refusal, Refused
+from lipdeploy.verify.constants import WRITTEN_OUT
 from lipdeploy.verify.graph import Call
-from lipdeploy.verify.schema import Parameter, Schema, parameter_at, schema
+from lipdeploy.verify.schema import FLOATING, Parameter, Schema, parameter_at, schema
 
-#: Types of constants that a node writes out.
-WRITTEN_OUT = {
-    "value_float": TensorProto.FLOAT,
-    "value_floats": TensorProto.FLOAT,
-    "value_int": TensorProto.INT64,
-    "value_ints": TensorProto.INT64,
-}
-FLOATING = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
 #: What to store numbers in, the most usual first.
 STORED = (
     TensorProto.FLOAT,
@@ -76,7 +69,7 @@ def _types_after(call: Call, known: Mapping[str, int], stored: frozenset[str]) -
         if name not in known:
             continue
         parameter = parameter_at(found.inputs, place)
-        if f"tensor({_name(known[name])})" not in parameter.types:
+        if known[name] not in parameter.types:
             raise _undefined(call, place, known[name], parameter, name in stored)
         first = bound.setdefault(parameter.variable, place)
         if known[call.input_names[first]] != known[name]:
@@ -108,13 +101,14 @@ def _from_attributes(call: Call) -> int:
 
 
 def _only(parameter: Parameter) -> int:
-    kinds = [kind for kind in TensorProto.DataType.values() if f"tensor({_name(kind)})" in parameter.types]
-    return kinds[0] if len(kinds) == len(parameter.types) == 1 else 0
+    return next(iter(parameter.types)) if len(parameter.types) == 1 else 0
 
 
 def _undefined(call: Call, place: int, kind: int, parameter: Parameter, stored: bool) -> Refused:
     message = f"input {place} is {_plain(kind)}, for which opset {call.version} does not define {call.op}"
-    allowed = [_plain(kind) for kind in STORED if f"tensor({_name(kind)})" in parameter.types] or ["what it takes"]
+    allowed = [_plain(other) for other in STORED if other in parameter.types]
+    if not allowed:
+        return call.refuse("LIP013", message)
     hint = f"store it as {' or '.join(allowed)}" if stored else f"cast it to {allowed[0]}"
     return call.refuse("LIP013", message, hint)
 
@@ -125,10 +119,7 @@ def _contradiction(call: Call, first: int, second: int, known: Mapping[str, int]
     return call.refuse("LIP013", message, DEQUANTISE if len(FLOATING.intersection(kinds)) == 1 else CAST)
 
 
-def _name(kind: int) -> str:
-    """As the standard writes it in type constraints."""
-    return TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else str(kind)
-
-
 def _plain(kind: int) -> str:
-    return {"float": "float32", "double": "float64"}.get(_name(kind), _name(kind))
+    """As NumPy calls it."""
+    name = TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else str(kind)
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto
 
 from lipdeploy.ops import DOMAIN, OPERATORS
 
-#: What the operators of this project's domain compute in: all their inputs and their output have one of these types.
-OWN_TYPES = frozenset(("tensor(float16)", "tensor(bfloat16)", "tensor(float)", "tensor(double)"))
-
+#: The element types of activations, and what operators of this project's domain have for all inputs and the output.
+FLOATING = frozenset((TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16))
+#: By what the standard calls them in type constraints; sequences and optional values are none.
+ELEMENT_TYPES = {f"tensor({name.lower()})": number for name, number in TensorProto.DataType.items()}
 KINDS = {"int": AttributeProto.INT, "float": AttributeProto.FLOAT}
 
 
@@ -27,7 +28,7 @@ class Parameter:
 
     name: str
     variable: str
-    types: frozenset[str]
+    types: frozenset[int]
     optional: bool = False
 
 
@@ -67,14 +68,19 @@ def schema(domain: str, op: str, version: int) -> Schema | None:
 
 def _own(op: str) -> Schema:
     operator = OPERATORS[op]
-    inputs = tuple(Parameter(name, "T", OWN_TYPES) for name in operator.inputs)
+    inputs = tuple(Parameter(name, "T", FLOATING) for name in operator.inputs)
     attributes = {one.name: KINDS[one.kind] for one in operator.attributes}
-    return Schema(attributes, len(inputs), len(inputs), inputs, (Parameter("Y", "T", OWN_TYPES),))
+    return Schema(attributes, len(inputs), len(inputs), inputs, (Parameter("Y", "T", FLOATING),))
 
 
 def _parameters(listed: Sequence[onnx.defs.OpSchema.FormalParameter]) -> tuple[Parameter, ...]:
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
     return tuple(
-        Parameter(one.name, one.type_str if one.is_homogeneous else "", frozenset(one.types), one.option == optional)
+        Parameter(
+            name=one.name,
+            variable=one.type_str if one.is_homogeneous else "",
+            types=frozenset(ELEMENT_TYPES[name] for name in one.types if name in ELEMENT_TYPES),
+            optional=one.option == optional,
+        )
         for one in listed
     )

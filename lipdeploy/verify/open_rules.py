@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from lipdeploy.verify.bound import ONE, UNBOUNDED, Bound
-from lipdeploy.verify.form import check_form
 from lipdeploy.verify.graph import Call, Constant, Flow
 from lipdeploy.verify.norms import Norm, diagonal, per_norm
 from lipdeploy.verify.open_resizing import resize
@@ -20,7 +19,6 @@ from lipdeploy.verify.open_windows import average_pool, convolution, max_pool, t
 from lipdeploy.verify.rounding import sqrt_up
 from lipdeploy.verify.rules import RULES
 from lipdeploy.verify.rules.pooling import pooled_shape
-from lipdeploy.verify.rules.registry import FLAGS
 from lipdeploy.verify.rules.structure import pad_fill, padded_positions, pads_per_axis
 from lipdeploy.verify.step import Step
 
@@ -31,23 +29,12 @@ def judge_open(call: Call) -> list[Step]:
     """The steps of a node with an open image among its inputs. Raises ``Refused``."""
     own = OPEN_RULES.get((call.domain, call.op))
     if own is not None:
-        _refuse_unknown(call)
+        RULES[call.domain, call.op].refuse_unknown(call)
         return [_network_only(step) for step in own(call)]
     if (call.domain, call.op) not in SIZE_FREE:
         hint = "fix height and width when the model is exported"
         raise call.refuse("LIP006", "has no rule for images of open height or width", hint)
     return [_network_only(step) for step in _at_one_size(call)]
-
-
-def _refuse_unknown(call: Call) -> None:
-    """What every rule checks first, for the rules here."""
-    check_form(call)
-    unknown = sorted(set(call.attributes) - RULES[call.domain, call.op].attributes)
-    for flag in sorted(FLAGS.intersection(call.attributes)):
-        if call.integer(flag) not in (0, 1):
-            raise call.refuse("LIP002", f"{flag} is {call.integer(flag)}, a flag is 0 or 1")
-    if unknown or len(call.inputs) > RULES[call.domain, call.op].most_inputs or sum(map(bool, call.output_names)) > 1:
-        raise call.refuse("LIP002", f"attribute '{unknown[0]}'" if unknown else "has more inputs or outputs than known")
 
 
 def _network_only(step: Step) -> Step:

@@ -28,6 +28,12 @@ class Rule:
 
     def __call__(self, call: Call) -> list[Step]:
         """Apply the rule after the checks that hold for all of them."""
+        self.refuse_unknown(call)
+        result = self.function(call)
+        return result if isinstance(result, list) else [result]
+
+    def refuse_unknown(self, call: Call) -> None:
+        """Raise ``Refused`` where the node has what the rule does not understand, or the standard not allow."""
         unknown = sorted(set(call.attributes) - self.attributes)
         if unknown:
             raise call.refuse("LIP002", f"attribute '{unknown[0]}' is not understood")
@@ -39,8 +45,6 @@ class Rule:
             raise call.refuse("LIP002", f"has {len(call.inputs)} inputs, at most {self.most_inputs} are understood")
         if sum(map(bool, call.output_names)) > self.most_outputs:
             raise call.refuse("LIP002", f"has {len(call.output_names)} outputs, only {self.most_outputs} understood")
-        result = self.function(call)
-        return result if isinstance(result, list) else [result]
 
 
 #: Attributes that are true or false. What a runtime makes of other numbers is not specified.
